@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: MIT-0
+"""Robust error handling for an LLM HTTP API, one idea a file.
+
+Start with ``errors.py`` (what can go wrong) and ``client.py`` (one chat call).
+Then one helper a technique: ``retry.py``, ``rate_limiter.py``,
+``circuit_breaker.py``, ``fallback.py``, ``error_logger.py``; each works when
+copied alone. ``resilient_client.py`` puts them together.
+"""

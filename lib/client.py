@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: MIT-0
+"""One chat call to the Mistral API over requests, whose every failure is a named error.
+
+The client does not retry, wait or fall back: that is what the other files are for.
+It makes sure that a call ends in an answer or in one error of ``errors.py``, that it
+never hangs, and that the API key goes to the API and nowhere else.
+Needs ``requests`` and ``errors.py``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import socket
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+
+from .errors import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APITimeoutError,
+    error_from_response,
+)
+
+DEFAULT_BASE_URL = "https://api.mistral.ai/v1"
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+MAX_CONNECTIONS = 64  # kept open between calls; more threads than that still work
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the call cost, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True)
+class ChatCompletion:
+    """The answer to a chat call. ``usage`` is None where the server doesn't tell it."""
+
+    content: str
+    model: str
+    finish_reason: str
+    usage: Usage | None
+
+
+class MistralClient:
+    """A thread-safe client: ``with MistralClient(key) as client: client.chat(messages)``.
+
+    ``timeout`` is (seconds to connect, longest silence in seconds while the answer
+    comes), or one number for both. ``base_url`` must be https, unless it is this very
+    machine. A ``session`` of your own is used as it is, and left open.
+
+    Raises ValueError for a key that no header can carry, a base URL or a timeout
+    that cannot work; the message never shows the key.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        base_url: str = DEFAULT_BASE_URL,
+        timeout: float | tuple[float, float] = (5.0, 60.0),
+        session: requests.Session | None = None,
+    ) -> None:
+        self._auth = _BearerAuth(api_key)
+        self._base_url, self._host, on_this_machine = _checked_base_url(base_url)
+        self._timeout = _checked_timeout(timeout)
+        # An empty proxy wins over one in the environment.
+        self._proxies = {"http": "", "https": "", "all": ""} if on_this_machine else None
+        self._owns_session = session is None
+        if session is None:
+            session = requests.Session()
+            for scheme in ("https://", "http://"):
+                session.mount(scheme, HTTPAdapter(pool_maxsize=MAX_CONNECTIONS))
+        self._session = session
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        model: str = "mistral-small-latest",
+        max_tokens: int | None = None,
+        **parameters: Any,
+    ) -> ChatCompletion:
+        """Send one chat request and return the answer.
+
+        ``messages`` are ``{"role": ..., "content": ...}``, the oldest first;
+        ``parameters`` go to the API as they are (``temperature=0.2``).
+
+        Raises ValueError for a request that cannot be right, before it is sent, and
+        a MistralError for everything that can go wrong afterwards.
+        """
+        _check_messages(messages)
+        if parameters.get("stream"):
+            raise ValueError("chat() returns whole answers: leave out stream=True")
+        payload = {"model": model, "messages": list(messages), **parameters}
+        if max_tokens is not None:
+            payload["max_tokens"] = max_tokens
+        return _completion(self._request("POST", "/chat/completions", payload))
+
+    def models(self) -> list[str]:
+        """The names of the models that this key may use. Raises MistralError.
+
+        It is the usual health check, but a weak one: it succeeds for an account
+        whose budget is used up, and every chat then fails with a 402.
+        """
+        answer = self._request("GET", "/models")
+        try:
+            return [str(model["id"]) for model in answer["data"]]
+        except (KeyError, TypeError) as error:
+            raise APIResponseValidationError("the answer is not a list of models") from error
+
+    def close(self) -> None:
+        """Close the connections, unless the session is the caller's own."""
+        if self._owns_session:
+            self._session.close()
+
+    def __enter__(self) -> MistralClient:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(base_url={self._base_url!r})"
+
+    def _request(self, method: str, path: str, payload: dict[str, Any] | None = None) -> Any:
+        """The parsed body of a 2xx answer; everything else is raised."""
+        body = None if payload is None else _to_json(payload)
+        try:
+            with self._session.request(
+                method,
+                self._base_url + path,
+                data=body,
+                headers={"Content-Type": "application/json", "Accept": "application/json"},
+                auth=self._auth,  # an Authorization header of our own would lose to ~/.netrc
+                timeout=self._timeout,
+                allow_redirects=False,
+                proxies=self._proxies,
+                stream=True,
+            ) as response:
+                content = response.raw.read(MAX_ANSWER_BYTES + 1, decode_content=True)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise _connection_error(error, self._host) from error
+        if not 200 <= response.status_code <= 299:
+            text = content[:MAX_ANSWER_BYTES].decode("utf-8", "replace")
+            raise error_from_response(
+                response.status_code, response.headers, text, secret=self._auth.key
+            )
+        return _parsed(content)
+
+
+class _BearerAuth(AuthBase):
+    """Sets the Authorization header; a class, so that no repr shows the key."""
+
+    def __init__(self, key: str) -> None:
+        if not isinstance(key, str) or not key:
+            raise ValueError("The API key is empty: set MISTRAL_API_KEY.")
+        if not all("!" <= char <= "~" for char in key):
+            raise ValueError(
+                "The API key contains a space, a line break or a non-ASCII character, "
+                "which no HTTP header can carry: copy it again."
+            )
+        self.key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.key}"
+        return request
+
+
+def _checked_base_url(url: str) -> tuple[str, str, bool]:
+    """(URL without a slash at its end, host, is it this machine?), or ValueError."""
+    # The URL itself is not shown: it may hold a password, or a key pasted by mistake.
+    hint = "The base URL must look like https://api.mistral.ai/v1"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError as error:
+        raise ValueError(f"{hint}: it has a host or a port that cannot be.") from error
+    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+        raise ValueError(f"{hint}: it has no https:// or no host.")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"{hint}: without a user name, a question mark or a #.")
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise ValueError("The base URL must begin with https://: http would show the key.")
+    return url.rstrip("/"), host, _is_loopback(host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _checked_timeout(timeout: float | tuple[float, float]) -> tuple[float, float]:
+    try:
+        connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+        if 0 < connect < math.inf and 0 < read < math.inf:
+            return float(connect), float(read)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError("timeout must be seconds above 0: (to connect, to read) or one for both")
+
+
+def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError for what the API would refuse, without spending a request on it."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        example = '[{"role": "user", "content": "Hello!"}]'
+        raise ValueError(f"messages must be a list such as {example}")
+    for index, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in ROLES:
+            raise ValueError(f"messages[{index}] needs a role: one of {', '.join(ROLES)}")
+        content = message.get("content")
+        if role in ("system", "user") and not (isinstance(content, (str, list)) and content):
+            raise ValueError(f"messages[{index}] needs content: some text")
+
+
+def _to_json(payload: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(payload, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the request cannot be written as JSON: {error}") from error
+
+
+def _parsed(content: bytes) -> Any:
+    """A 2xx body as JSON; what is none of it gets an error that says what came instead."""
+    if len(content) > MAX_ANSWER_BYTES:
+        raise APIResponseValidationError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+    text = content.strip()
+    if not text:
+        raise APIResponseValidationError("the answer is empty")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what = "an HTML page, not JSON" if text[:1] == b"<" else "cut off or no JSON"
+        raise APIResponseValidationError(f"the answer is {what}") from error
+
+
+def _completion(answer: Any) -> ChatCompletion:
+    """The fields of a chat completion, each checked: a 2xx is no promise of a shape."""
+    try:
+        choice = answer["choices"][0]
+        usage = answer.get("usage")
+        return ChatCompletion(
+            content=_text(choice["message"]),
+            model=str(answer["model"]),
+            finish_reason=str(choice["finish_reason"]),
+            usage=None if usage is None else _usage(usage),
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise APIResponseValidationError("the answer is JSON, but no chat completion") from error
+
+
+def _usage(usage: dict[str, Any]) -> Usage:
+    return Usage(
+        int(usage["prompt_tokens"]), int(usage["completion_tokens"]), int(usage["total_tokens"])
+    )
+
+
+def _text(message: dict[str, Any]) -> str:
+    """The text of a message: a string, a list of chunks, or nothing beside tool calls."""
+    content = message["content"]
+    if isinstance(content, list):
+        return "".join(chunk["text"] for chunk in content if chunk["type"] == "text")
+    if content is None and message.get("tool_calls"):
+        return ""
+    if not isinstance(content, str):
+        raise TypeError("the message has no content")
+    return content
+
+
+def _connection_error(error: Exception, host: str) -> APIConnectionError:
+    """Name what lies under an exception of requests or urllib3, however deep it is wrapped."""
+    for reason in _causes(error):
+        if isinstance(reason, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
+            return APITimeoutError(f"{host} did not answer in time")
+        if isinstance(reason, socket.gaierror):
+            return APIConnectionError(f"the host {host} was not found")
+        if isinstance(reason, ConnectionRefusedError):
+            return APIConnectionError(f"{host} refused the connection")
+        if isinstance(reason, ssl.SSLError):
+            return APIConnectionError(f"no secure connection to {host}: {reason.reason}")
+        if isinstance(reason, (ConnectionError, urllib3.exceptions.IncompleteRead)):
+            return APIConnectionError(f"{host} cut the connection off before the answer was whole")
+    return APIConnectionError(f"the connection to {host} failed ({type(error).__name__})")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, then what it was raised from or wraps, ever deeper."""
+    while error is not None:
+        yield error
+        wrapped = [arg for arg in error.args if isinstance(arg, BaseException)]
+        error = error.__cause__ or error.__context__ or next(iter(wrapped), None)
