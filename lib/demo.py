@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT-0
+"""What every example needs and none is about: arguments, settings, which API, the console.
+
+An example ends with ``run_lesson(main)``: it gets a client and prints its lesson.
+With no key the client talks to a mock server in this process, with a key to the API.
+stdout holds the lesson and nothing else; all the rest goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import contextlib
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dotenv import dotenv_values
+
+from .client import DEFAULT_BASE_URL, ChatCompletion, MistralClient
+from .errors import APIConnectionError, APITimeoutError, MistralError, explain
+from .mock_server import VOCABULARY, LoggedRequest, MockServer
+
+Lesson = Callable[[MistralClient], None]
+
+ROOT = Path(__file__).resolve().parents[1]
+OFFLINE_TIMEOUT = 2.0  # seconds; nobody wants to watch a lesson on timeouts for a minute
+LIVE_TIMEOUT = 60.0
+PLAIN_SYMBOLS = {"✓": "+", "✗": "x"}
+
+
+def run_lesson(lesson: Lesson, *, faults: str = "") -> NoReturn:
+    """Run a lesson as a command, and exit: 0, 1 (failed), 2 (wrong input) or 130 (Ctrl-C).
+
+    ``faults`` is the mock server's weather where the user asks for none.
+    """
+    _prepare_console()
+    try:
+        options = _parse_arguments()
+        key = setting("MISTRAL_API_KEY")
+        if key and not options.offline and options.faults is None:
+            code = _run_live(lesson, key, options)
+        else:
+            code = _run_offline(lesson, faults, options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # Who reads our output (head -1) has seen enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except MistralError as error:
+        code = _fail(explain(error), 1)
+    sys.exit(code)
+
+
+def setting(name: str, default: str = "") -> str:
+    """A setting from the environment or, if it isn't there, from the ``.env`` file."""
+    value = os.environ.get(name, _env_file().get(name))
+    return value or default
+
+
+def log_file() -> str:
+    """Where the examples write their log."""
+    return setting("MISTRAL_LOG_FILE", str(ROOT / "mistral_errors.log"))
+
+
+def _run_live(lesson: Lesson, key: str, options: argparse.Namespace) -> int:
+    base_url = setting("MISTRAL_BASE_URL", DEFAULT_BASE_URL)
+    try:
+        client = _LiveClient(key, base_url=base_url, timeout=(5.0, _timeout(LIVE_TIMEOUT)))
+    except ValueError as error:
+        return _fail(str(error), 2)
+    _say(f"Live: {base_url} answers, and may charge for it; --offline asks a mock server.")
+    if options.trace:
+        _say("--trace shows the mock server's view: add --offline.")
+    with client:
+        lesson(client)
+    return _fail(explain(client.unreached), 1) if client.unreached else 0
+
+
+def _run_offline(lesson: Lesson, faults: str, options: argparse.Namespace) -> int:
+    try:
+        timeout = _timeout(OFFLINE_TIMEOUT)
+        server = MockServer(faults if options.faults is None else options.faults)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    _say(f"Offline: a mock server at {server.url} answers; with MISTRAL_API_KEY, the real API.")
+    with server, MistralClient("no-key", base_url=server.url, timeout=timeout) as client:
+        try:
+            lesson(client)
+        finally:
+            if options.trace:
+                _print_trace(server.log)
+    return 0
+
+
+class _LiveClient(MistralClient):
+    """Knows at the end whether the API could be reached at all."""
+
+    unreached: APIConnectionError | None = None
+
+    def chat(self, *args: Any, **kwargs: Any) -> ChatCompletion:
+        self.unreached = None
+        try:
+            return super().chat(*args, **kwargs)
+        except APITimeoutError:
+            raise
+        except APIConnectionError as error:
+            self.unreached = error
+            raise
+
+
+def _print_trace(log: list[LoggedRequest]) -> None:
+    _say(f"The server's view: {len(log) or 'no'} request{'s' * (len(log) != 1)}.")
+    for request in log:
+        since_first = request.arrived - log[0].arrived
+        _say(f"{since_first:7.2f} s  {request.method} {request.path} -> {request.answer}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = _Parser(allow_abbrev=False)
+    weather = f"the mock server's weather, one word a request: {VOCABULARY}"
+    parser.add_argument("--faults", metavar="SCRIPT", help=weather)
+    parser.add_argument("--offline", action="store_true", help="use no key, even if there is one")
+    parser.add_argument("--trace", action="store_true", help="end with the mock server's view")
+    return parser.parse_args()
+
+
+def _timeout(default: float) -> float:
+    text = setting("MISTRAL_TIMEOUT")
+    try:
+        return float(text or default)
+    except ValueError:
+        raise ValueError("MISTRAL_TIMEOUT must be a number of seconds, for example 60") from None
+
+
+@functools.cache
+def _env_file() -> dict[str, str | None]:
+    path = ROOT / ".env"
+    try:
+        text = path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        sys.exit(_fail(f"{path} can't be read ({reason}): mend it or remove it.", 2))
+    return dict(dotenv_values(stream=io.StringIO(text), interpolate=False))
+
+
+def _prepare_console() -> None:
+    """Print what the console can't show as plain ASCII, and each line when it is finished."""
+    codecs.register_error("plain_symbols", _plain_symbols)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain_symbols", line_buffering=True)
+
+
+def _plain_symbols(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    plain = [PLAIN_SYMBOLS.get(char, "?") for char in error.object[error.start : error.end]]
+    return "".join(plain), error.end
+
+
+def _fail(sentence: str, code: int) -> int:
+    _say(sentence)
+    return code
+
+
+def _say(sentence: str) -> None:
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT-0
+"""Pace requests so that a limit is never hit: one start every 60/n seconds, no more.
+
+Copy this file alone: it needs the standard library only.
+
+    >>> limiter = RateLimiter(max_requests_per_minute=600)
+    >>> limiter.acquire()       # the first one may start at once
+    0.0
+    >>> 0 < limiter.acquire() <= 0.2    # the next one had to wait
+    True
+
+A limiter that allows 60 in each clock minute lets 120 pass around the minute's turn.
+Spacing the starts evenly cannot: no 60 seconds ever hold more than 60 of them.
+After the leaky bucket of J. Turner (1986), as a meter with no bucket to fill.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+
+class RateLimiter:
+    """Lets ``max_requests_per_minute`` requests a minute start, evenly spaced.
+
+    One limiter serves any number of threads; all of them together get the rate.
+    It counts what this process starts: a limit shared by processes needs a shared one.
+    Raises ValueError unless ``max_requests_per_minute`` is a number above 0.
+    """
+
+    def __init__(self, max_requests_per_minute: float = 60) -> None:
+        if not 0 < max_requests_per_minute < math.inf:
+            raise ValueError(
+                f"max_requests_per_minute must be a number above 0, not {max_requests_per_minute!r}"
+            )
+        self._interval = 60.0 / max_requests_per_minute
+        self._next_start = -math.inf  # on the monotonic clock
+        self._lock = threading.Lock()
+
+    def reserve(self) -> float:
+        """Book the next slot for good; returns the seconds until it, for the caller to wait."""
+        with self._lock:
+            now = time.monotonic()
+            slot = max(now, self._next_start)
+            self._next_start = slot + self._interval
+        return slot - now
+
+    def acquire(self, timeout: float | None = None) -> float:
+        """Wait for a free slot and take it; returns the seconds waited.
+
+        A slot is taken when it starts, not before: a caller that gives up, or is
+        interrupted, uses none, and a ``pause`` holds those who wait already. Raises
+        TimeoutError, at once, when no slot can come within ``timeout`` seconds.
+        """
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must be 0 or more seconds, not {timeout!r}")
+        give_up_at = math.inf if timeout is None else time.monotonic() + timeout
+        waited = 0.0
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                wait = self._next_start - now
+                if wait <= 0:
+                    self._next_start = now + self._interval
+                    return waited
+            if now + wait > give_up_at:
+                raise TimeoutError(f"no request may start within {timeout:g} s")
+            time.sleep(wait)
+            waited += wait
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody start for so many seconds: for the Retry-After of a 429."""
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"seconds must be a finite number from 0, not {seconds!r}")
+        with self._lock:
+            self._next_start = max(self._next_start, time.monotonic() + seconds)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT-0
+"""All five together: a client that recovers by itself and tells what it went through.
+
+    log( retry( breaker( limiter( call ))))
+
+The order matters. Each attempt passes the breaker, so an open circuit ends the retries
+at once. The limiter is inside the breaker, so a refused call uses no slot, and inside
+the retry, so a retry waits for its turn like everybody. The log is outside: one line a
+request, however many attempts it took.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
+
+from .circuit_breaker import CircuitBreaker
+from .client import ChatCompletion, MistralClient
+from .error_logger import ErrorLogger
+from .errors import APIResponseValidationError, MistralError, RateLimitError
+from .rate_limiter import RateLimiter
+from .retry import Retrier
+
+T = TypeVar("T")
+
+MAX_REMEMBERED_ERRORS = 100
+
+
+class RememberedError(TypedDict):
+    """One failed attempt; ``timestamp`` is in seconds since the epoch."""
+
+    type: str
+    message: str
+    context: dict[str, Any]
+    timestamp: float
+
+
+class ResilientMistralClient:
+    """A client and its helpers, each of which you may bring yourself; safe for threads.
+
+    ``error_log`` holds the last 100 failed attempts, the recovered ones too.
+    """
+
+    def __init__(
+        self,
+        client: MistralClient,
+        *,
+        retrier: Retrier | None = None,
+        breaker: CircuitBreaker | None = None,
+        limiter: RateLimiter | None = None,
+        logger: ErrorLogger | None = None,
+    ) -> None:
+        self.client = client
+        self.retrier = retrier or Retrier()
+        self.breaker = breaker or CircuitBreaker("mistral-api", counts_as_failure=is_unhealthy)
+        self.limiter = limiter or RateLimiter()
+        self.logger = logger or ErrorLogger()
+        self._errors: deque[RememberedError] = deque(maxlen=MAX_REMEMBERED_ERRORS)
+        self._lock = threading.Lock()
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        model: str = "mistral-small-latest",
+        **parameters: Any,
+    ) -> ChatCompletion:
+        """``MistralClient.chat``, made resilient. Raises what ``request`` raises."""
+        return self.request(
+            lambda client: client.chat(messages, model=model, **parameters),
+            {"model": model},
+            type="chat",
+        )
+
+    def request(
+        self,
+        operation: Callable[[MistralClient], T],
+        context: Mapping[str, Any] | None = None,
+        *,
+        type: str = "request",
+    ) -> T:
+        """The result of ``operation(client)``, retried, guarded, paced and logged.
+
+        ``context`` goes to the log, with the number of attempts that were sent. Raises
+        the last attempt's own error, or CircuitOpenError where the circuit is open.
+        """
+        attempts_sent = 0
+        known: dict[str, Any] = dict(context or {})
+
+        def call() -> T:
+            nonlocal attempts_sent
+            self.limiter.acquire()
+            attempts_sent += 1
+            try:
+                return operation(self.client)
+            except RateLimitError as error:
+                # All threads share the limit: the others needn't be refused to learn of it.
+                self.limiter.pause(min(error.retry_after or 0.0, self.retrier.max_retry_after))
+                raise
+
+        def attempt() -> T:
+            try:
+                return self.breaker.call(call)
+            except Exception as error:
+                self._remember(error, known)
+                raise
+
+        try:
+            result = self.retrier.call(attempt)
+        except Exception as error:
+            self.logger.log_request(type, False, error, {**known, "attempts": attempts_sent})
+            raise
+        self.logger.log_request(type, True, None, {**known, "attempts": attempts_sent})
+        return result
+
+    @property
+    def error_log(self) -> list[RememberedError]:
+        """The last failed attempts, the oldest first."""
+        with self._lock:
+            return list(self._errors)
+
+    def _remember(self, error: Exception, context: dict[str, Any]) -> None:
+        entry: RememberedError = {
+            "type": error.__class__.__name__,
+            "message": str(error),
+            "context": context,
+            "timestamp": time.time(),
+        }
+        with self._lock:
+            self._errors.append(entry)
+
+
+def is_unhealthy(error: Exception) -> bool:
+    """Does the error speak against the API? An HTML page with a 200 does, a 401 does not."""
+    return isinstance(error, APIResponseValidationError) or (
+        isinstance(error, MistralError) and error.retryable
+    )
