@@ -1,0 +1,80 @@
+"""Example 1: Basic error handling. Catch each category of error, the specific ones first.
+
+    python examples/01_basic_errors.py
+    python examples/01_basic_errors.py --faults 401,429:2     # other weather
+
+What it leaves broken: an error that would be gone a second later is still an error.
+Example 2 mends that.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.client import MistralClient
+from lib.demo import run_lesson
+from lib.errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    MistralError,
+    RateLimitError,
+)
+
+log = logging.getLogger(__name__)
+
+HELLO = [{"role": "user", "content": "Hello!"}]
+
+
+def main(client: MistralClient) -> None:
+    print("=== Example 1: Basic Error Handling ===\n")
+    for name, model in [
+        ("Valid Request", "mistral-small-latest"),
+        ("Invalid Model", "invalid-model-name"),
+    ]:
+        print(f"Testing: {name}")
+        try:
+            completion = client.chat(HELLO, model=model, max_tokens=10)
+            print(f"  ✓ Success: {completion.content[:50]}")
+
+        # From the most specific error to the most general one: Python takes the first
+        # clause that fits, so an `except MistralError` at the top would take them all.
+        except AuthenticationError as error:
+            print(f"  ✗ Authentication Error ({error.status_code}): {error}")
+        except RateLimitError as error:
+            print(f"  ✗ Rate Limited ({error.status_code}): {error}")
+        except APIStatusError as error:
+            print(f"  ✗ API Error ({error.status_code}): {error}")
+        except APITimeoutError as error:
+            print(f"  ✗ Timeout: {error}")
+        except APIConnectionError as error:
+            print(f"  ✗ Network Error: {error}")
+        except MistralError as error:
+            print(f"  ✗ Unexpected Error: {error}")
+        print()
+
+    safe_api_call(client, HELLO, model="invalid-model-name")  # says why on stderr
+
+
+def safe_api_call(
+    client: MistralClient, messages: list[dict[str, str]], model: str = "mistral-small-latest"
+) -> str | None:
+    """The text of the answer, or None; the log says why. For callers who can do without."""
+    try:
+        return client.chat(messages, model=model).content
+    except AuthenticationError:
+        log.error("Authentication failed: check your API key")
+    except RateLimitError as error:
+        log.error("Rate limited: retry after %g seconds", error.retry_after or 60)
+    except APIStatusError as error:
+        log.error("API error (%d): %s", error.status_code, error)
+    except MistralError as error:
+        log.error("No usable answer: %s", error)
+    return None
+
+
+if __name__ == "__main__":
+    run_lesson(main)

@@ -1,0 +1,65 @@
+"""Example 3: Rate limits. Send no faster than you may, and wait when you are told to.
+
+    python examples/03_rate_limits.py --trace
+    python examples/03_rate_limits.py --faults 429:2 --trace  # the server asks for 2 s
+    python examples/03_rate_limits.py --faults 429            # it refuses, but not for how long
+
+What it leaves broken: it goes on calling a service that is down. Example 4 mends that.
+"""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.client import ChatCompletion, MistralClient
+from lib.demo import run_lesson
+from lib.errors import MistralError, RateLimitError
+from lib.rate_limiter import RateLimiter
+
+REQUESTS_PER_MINUTE = 60
+WAIT_IF_NOT_TOLD = 1.0  # seconds; many 429s come without a Retry-After
+LONGEST_WAIT = 60.0  # seconds; a server that asks for a day gets an error instead
+
+
+def main(client: MistralClient) -> None:
+    print("=== Example 3: Rate Limit Handling ===\n")
+    limiter = RateLimiter(max_requests_per_minute=REQUESTS_PER_MINUTE)
+    requests_made, last_request = 0, None
+    for number in (1, 2, 3):
+        print(f"Request {number}: ", end="", flush=True)
+        try:
+            paced_chat(client, limiter, f"Request {number}")
+            requests_made, last_request = requests_made + 1, time.strftime("%Y-%m-%d %H:%M:%S")
+            print("Success")
+        except MistralError as error:
+            print(f"Error: {error}")
+    print("Stats:", json.dumps({"requests_made": requests_made, "last_request": last_request}))
+    print()
+
+
+def paced_chat(client: MistralClient, limiter: RateLimiter, prompt: str) -> ChatCompletion:
+    """Wait for the next slot, then ask; if the server still says 429, wait once more and ask."""
+    messages = [{"role": "user", "content": prompt}]
+    wait = limiter.reserve()
+    if wait > 0:
+        shown = math.ceil(wait * 10) / 10  # rounded up: never announce less than it will be
+        print(f"Rate limiting: waiting {shown:g}s")
+        time.sleep(wait)
+    try:
+        return client.chat(messages, max_tokens=5)
+    except RateLimitError as error:
+        seconds = WAIT_IF_NOT_TOLD if error.retry_after is None else error.retry_after
+        if seconds > LONGEST_WAIT:
+            raise
+        print(f"Rate limited. Waiting {seconds:g} seconds...")
+        limiter.pause(seconds)  # everyone who shares the limiter waits, not this request alone
+        limiter.acquire()
+        return client.chat(messages, max_tokens=5)
+
+
+if __name__ == "__main__":
+    run_lesson(main, faults="slow:0.5,slow:1")

@@ -1,0 +1,41 @@
+"""Example 4: Circuit breaker. Leave a service alone that is down, then ask carefully.
+
+    python examples/04_circuit_breaker.py --trace             # request 4 never arrives
+    python examples/04_circuit_breaker.py --faults '503*'     # the probe fails too
+
+What it leaves broken: the user still gets no answer. Example 5 mends that.
+"""
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
+from lib.client import MistralClient
+from lib.demo import run_lesson
+from lib.errors import MistralError
+
+RECOVERY_TIMEOUT = 1.0  # seconds; a minute is usual, a lesson is in a hurry
+
+
+def main(client: MistralClient) -> None:
+    print("=== Example 4: Circuit Breaker Pattern ===\n")
+    breaker = CircuitBreaker("mistral-api", failure_threshold=2, recovery_timeout=RECOVERY_TIMEOUT)
+    for number in (1, 2, 3, 4, 5):
+        if number == 5 and breaker.state == "open":
+            time.sleep(RECOVERY_TIMEOUT + 0.1)
+        print(f"Request {number}: Circuit state: {breaker.state} - ", end="", flush=True)
+        messages = [{"role": "user", "content": f"Test {number}"}]
+        try:
+            breaker.call(partial(client.chat, messages, max_tokens=5))
+            print("Success")
+        except (MistralError, CircuitOpenError) as error:
+            print(f"Failed: {error}")
+    print()
+
+
+if __name__ == "__main__":
+    run_lesson(main, faults="ok,503,503")

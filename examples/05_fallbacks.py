@@ -1,0 +1,66 @@
+"""Example 5: Fallback strategies. A smaller model, or an honest sentence, beats an error.
+
+    python examples/05_fallbacks.py
+    python examples/05_fallbacks.py --faults 503              # the smaller model answers
+    python examples/05_fallbacks.py --faults 401              # an error that no fallback may hide
+
+What it leaves broken: nobody learns that the primary fails. Example 6 mends that.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib.client import MistralClient
+from lib.demo import run_lesson
+from lib.errors import (
+    AuthenticationError,
+    BadRequestError,
+    MistralError,
+    UnprocessableEntityError,
+)
+from lib.fallback import AllStrategiesFailedError, FallbackHandler
+
+Context = dict[str, Any]
+
+# Every strategy would meet these again, or hide them for ever.
+OUR_OWN_MISTAKES = (AuthenticationError, BadRequestError, UnprocessableEntityError)
+
+
+def main(client: MistralClient) -> None:
+    print("=== Example 5: Fallback Strategies ===\n")
+
+    def primary(context: Context) -> str:
+        print("  Trying primary (mistral-large)...")
+        return client.chat(
+            context["messages"], model="mistral-large-latest", max_tokens=100
+        ).content
+
+    def smaller_model(context: Context) -> str:
+        print("  Trying fallback 1 (mistral-small)...")
+        return client.chat(context["messages"], model="mistral-small-latest", max_tokens=50).content
+
+    def cached_response(context: Context) -> str:
+        print("  Trying fallback 2 (cached response)...")
+        return "Service temporarily unavailable. Please try again later."
+
+    handler = FallbackHandler(stop_on=lambda error: isinstance(error, OUR_OWN_MISTAKES))
+    handler.add_strategy("primary", primary, priority=100)
+    handler.add_strategy("fallback1", smaller_model, priority=50)
+    handler.add_strategy("fallback2", cached_response, priority=10)
+
+    print("Testing fallback strategies:")
+    question = {"role": "user", "content": "What is the meaning of life?"}
+    try:
+        print(f"Response: {handler.execute({'messages': [question]})}")
+    except AllStrategiesFailedError as error:
+        print(f"All strategies failed: {error}")
+    except MistralError as error:
+        print(f"Not a case for a fallback: {error}")
+    print()
+
+
+if __name__ == "__main__":
+    run_lesson(main, faults="503,503")
