@@ -1,0 +1,38 @@
+# `make help` says what there is. Everything runs offline, with no key.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+SCRIPTS := $(sort $(wildcard examples/0*.py))
+READY := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run-all test clean
+
+help:  ## say what there is
+	@echo "make run-all      run the six examples, one after the other"
+	@echo "make run-01       run one of them (to run-06);  ARGS='--faults 503' gives it other weather"
+	@echo "make test         run the tests"
+	@echo "make clean        remove the virtual environment and caches"
+
+run-all: $(READY)  ## the suite, up to the first script that fails
+	@for script in $(SCRIPTS); do \
+	  $(BIN)/python "$$script" $(ARGS) || { echo "make run-all: $$script failed" >&2; exit 1; }; \
+	done
+
+run-%: $(READY)
+	@test -e examples/$*_*.py || { echo "There is no example $*: run-01 to run-06." >&2; exit 1; }
+	@$(BIN)/python examples/$*_*.py $(ARGS)
+
+test: $(READY)
+	@$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	find lib examples tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Made last, so that an installation that was cut off is begun again.
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; name yours: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
