@@ -9,12 +9,13 @@ Needs ``requests`` and ``errors.py``.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import math
 import socket
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,13 +28,20 @@ from requests.auth import AuthBase
 from .errors import (
     APIConnectionError,
     APIResponseValidationError,
+    APIStreamBrokenError,
     APITimeoutError,
+    MistralError,
     error_from_response,
 )
 
 DEFAULT_BASE_URL = "https://api.mistral.ai/v1"
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 MAX_CONNECTIONS = 64  # kept open between calls; more threads than that still work
+CUT_OFF = (
+    ConnectionError,
+    urllib3.exceptions.ProtocolError,
+    urllib3.exceptions.IncompleteRead,
+)
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -103,13 +111,28 @@ class MistralClient:
         Raises ValueError for a request that cannot be right, before it is sent, and
         a MistralError for everything that can go wrong afterwards.
         """
-        _check_messages(messages)
         if parameters.get("stream"):
-            raise ValueError("chat() returns whole answers: leave out stream=True")
-        payload = {"model": model, "messages": list(messages), **parameters}
-        if max_tokens is not None:
-            payload["max_tokens"] = max_tokens
+            raise ValueError("chat() returns whole answers: for pieces, call stream()")
+        payload = _payload(messages, model, max_tokens, parameters)
         return _completion(self._request("POST", "/chat/completions", payload))
+
+    def stream(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        model: str = "mistral-small-latest",
+        max_tokens: int | None = None,
+        **parameters: Any,
+    ) -> Generator[str, None, None]:
+        """Send one chat request and yield the answer's text as it comes.
+
+        The read timeout holds between two pieces, so a long answer needs no long
+        timeout. Takes and raises what ``chat`` does; once text has come, what breaks is
+        an APIStreamBrokenError with the text so far. The connection is closed when the
+        reader stops early: at once on CPython, elsewhere with ``contextlib.closing``.
+        """
+        parameters["stream"] = True
+        return self._pieces(_payload(messages, model, max_tokens, parameters))
 
     def models(self) -> list[str]:
         """The names of the models that this key may use. Raises MistralError.
@@ -138,29 +161,48 @@ class MistralClient:
         return f"{type(self).__name__}(base_url={self._base_url!r})"
 
     def _request(self, method: str, path: str, payload: dict[str, Any] | None = None) -> Any:
-        """The parsed body of a 2xx answer; everything else is raised."""
+        with self._exchange(method, path, payload) as response:
+            return _parsed(_read(response))
+
+    def _pieces(self, payload: dict[str, Any]) -> Generator[str, None, None]:
+        received: list[str] = []
+        try:
+            with self._exchange("POST", "/chat/completions", payload) as response:
+                for event in _events(response):
+                    if piece := _delta(event):
+                        received.append(piece)
+                        yield piece
+        except MistralError as error:
+            if not received:
+                raise
+            raise APIStreamBrokenError(str(error), "".join(received)) from error
+
+    @contextlib.contextmanager
+    def _exchange(
+        self, method: str, path: str, payload: dict[str, Any] | None
+    ) -> Iterator[requests.Response]:
+        """Send a request, and hand out a 2xx answer to be read; all else is a MistralError."""
         body = None if payload is None else _to_json(payload)
         try:
             with self._session.request(
                 method,
                 self._base_url + path,
                 data=body,
-                headers={"Content-Type": "application/json", "Accept": "application/json"},
+                headers={"Content-Type": "application/json"},
                 auth=self._auth,  # an Authorization header of our own would lose to ~/.netrc
                 timeout=self._timeout,
                 allow_redirects=False,
                 proxies=self._proxies,
                 stream=True,
             ) as response:
-                content = response.raw.read(MAX_ANSWER_BYTES + 1, decode_content=True)
+                if not 200 <= response.status_code <= 299:
+                    text = _read(response)[:MAX_ANSWER_BYTES].decode("utf-8", "replace")
+                    raise error_from_response(
+                        response.status_code, response.headers, text, secret=self._auth.key
+                    )
+                yield response
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise _connection_error(error, self._host) from error
-        if not 200 <= response.status_code <= 299:
-            text = content[:MAX_ANSWER_BYTES].decode("utf-8", "replace")
-            raise error_from_response(
-                response.status_code, response.headers, text, secret=self._auth.key
-            )
-        return _parsed(content)
 
 
 class _BearerAuth(AuthBase):
@@ -231,11 +273,47 @@ def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
             raise ValueError(f"messages[{index}] needs content: some text")
 
 
+def _payload(
+    messages: Sequence[Mapping[str, Any]],
+    model: str,
+    max_tokens: int | None,
+    parameters: dict[str, Any],
+) -> dict[str, Any]:
+    _check_messages(messages)
+    payload = {"model": model, "messages": list(messages), **parameters}
+    if max_tokens is not None:
+        payload["max_tokens"] = max_tokens
+    return payload
+
+
 def _to_json(payload: dict[str, Any]) -> bytes:
     try:
         return json.dumps(payload, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the request cannot be written as JSON: {error}") from error
+
+
+def _read(response: requests.Response) -> bytes:
+    """The body, up to one byte more than may be."""
+    content: bytes = response.raw.read(MAX_ANSWER_BYTES + 1, decode_content=True)
+    return content
+
+
+def _events(response: requests.Response) -> Iterator[Any]:
+    """The server-sent events of a stream, parsed, up to its end mark."""
+    pending, size = b"", 0
+    for received in response.raw.stream(decode_content=True):
+        size += len(received)
+        if size > MAX_ANSWER_BYTES:
+            raise APIResponseValidationError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+        *lines, pending = (pending + received).split(b"\n")
+        for line in lines:
+            name, _, data = line.partition(b":")
+            if name == b"data" and data.strip() == b"[DONE]":
+                return
+            if name == b"data":
+                yield _parsed(data)
+    raise APIConnectionError("the stream ended without its end mark")
 
 
 def _parsed(content: bytes) -> Any:
@@ -267,6 +345,14 @@ def _completion(answer: Any) -> ChatCompletion:
         raise APIResponseValidationError("the answer is JSON, but no chat completion") from error
 
 
+def _delta(event: Any) -> str:
+    """The text that one event of a stream adds."""
+    try:
+        return "".join(_chunk_text(choice["delta"].get("content")) for choice in event["choices"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise APIResponseValidationError("the stream holds no chat completion") from error
+
+
 def _usage(usage: dict[str, Any]) -> Usage:
     return Usage(
         int(usage["prompt_tokens"]), int(usage["completion_tokens"]), int(usage["total_tokens"])
@@ -274,14 +360,21 @@ def _usage(usage: dict[str, Any]) -> Usage:
 
 
 def _text(message: dict[str, Any]) -> str:
-    """The text of a message: a string, a list of chunks, or nothing beside tool calls."""
+    """The text of a message, which may have none beside its tool calls."""
     content = message["content"]
+    if content is None and not message.get("tool_calls"):
+        raise TypeError("the message has no content")
+    return _chunk_text(content)
+
+
+def _chunk_text(content: Any) -> str:
+    """A string, a reasoning model's list of chunks, or None, as text."""
+    if content is None:
+        return ""
     if isinstance(content, list):
         return "".join(chunk["text"] for chunk in content if chunk["type"] == "text")
-    if content is None and message.get("tool_calls"):
-        return ""
     if not isinstance(content, str):
-        raise TypeError("the message has no content")
+        raise TypeError("the content is no text")
     return content
 
 
@@ -296,7 +389,7 @@ def _connection_error(error: Exception, host: str) -> APIConnectionError:
             return APIConnectionError(f"{host} refused the connection")
         if isinstance(reason, ssl.SSLError):
             return APIConnectionError(f"no secure connection to {host}: {reason.reason}")
-        if isinstance(reason, (ConnectionError, urllib3.exceptions.IncompleteRead)):
+        if isinstance(reason, CUT_OFF):
             return APIConnectionError(f"{host} cut the connection off before the answer was whole")
     return APIConnectionError(f"the connection to {host} failed ({type(error).__name__})")
 

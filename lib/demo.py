@@ -33,14 +33,17 @@ LIVE_TIMEOUT = 60.0
 PLAIN_SYMBOLS = {"✓": "+", "✗": "x"}
 
 
-def run_lesson(lesson: Lesson, *, faults: str = "") -> NoReturn:
+def run_lesson(lesson: Lesson, *, faults: str = "", storm: Lesson | None = None) -> NoReturn:
     """Run a lesson as a command, and exit: 0, 1 (failed), 2 (wrong input) or 130 (Ctrl-C).
 
-    ``faults`` is the mock server's weather where the user asks for none.
+    ``faults`` is the mock server's weather where the user asks for none; ``storm`` is
+    run in the lesson's place where the user asks for some.
     """
     _prepare_console()
     try:
         options = _parse_arguments()
+        if storm and options.faults is not None:
+            lesson = storm
         key = setting("MISTRAL_API_KEY")
         if key and not options.offline and options.faults is None:
             code = _run_live(lesson, key, options)

@@ -3,7 +3,8 @@
 
 MistralError
  ├── APIConnectionError              no answer: refused, host not found, cut off
- │    └── APITimeoutError            no answer in time
+ │    ├── APITimeoutError            no answer in time
+ │    └── APIStreamBrokenError       a streamed answer that stopped half way
  ├── APIResponseValidationError      a 2xx answer that is no chat completion
  └── APIStatusError                  an answer that says no
       ├── BadRequestError            400
@@ -51,6 +52,23 @@ class APIConnectionError(MistralError):
 
 class APITimeoutError(APIConnectionError):
     """No answer came in time. The server may still have done (and billed) the work."""
+
+
+class APIStreamBrokenError(APIConnectionError):
+    """A streamed answer stopped half way; ``partial_text`` is what had come until then.
+
+    Not retryable: the reader has seen the text, and a new answer begins anew with other
+    words. Only who asked knows whether to start over, to go on from there or to stop.
+    """
+
+    retryable = False
+
+    def __init__(self, message: str, partial_text: str) -> None:
+        super().__init__(message, partial_text)
+        self.partial_text = partial_text
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class APIResponseValidationError(MistralError):
@@ -160,6 +178,8 @@ ERROR_TABLE: tuple[ErrorRow, ...] = (
              True, "try again with growing waits"),
     ErrorRow(None, APITimeoutError, "no answer came in time",
              True, "try again, allow more time or ask for a shorter answer"),
+    ErrorRow(None, APIStreamBrokenError, "the answer stopped half way",
+             False, "keep partial_text, then decide whether to start over"),
     ErrorRow(None, APIConnectionError, "no answer came",
              True, "check the network and MISTRAL_BASE_URL, then try again"),
     ErrorRow(None, APIResponseValidationError, "the answer is no chat completion",

@@ -18,6 +18,7 @@ divided by commas, one word a request; after the last one the server is well aga
     timeout       never an answer
     drop          the connection is closed without an answer
     badjson       a 200 whose JSON is cut short
+    cut           a 200, or a stream, that breaks off half way
     html:502      that status, with a gateway's HTML page
     503*3         three times                     503*  for ever
 
@@ -50,7 +51,7 @@ from typing import Any, NamedTuple
 
 VOCABULARY = (
     "use ok, a status from 400 to 599, 429:2 (seconds of Retry-After), slow:1.5, "
-    "timeout, drop, badjson or html:502, each with *3 or * to repeat it"
+    "timeout, drop, badjson, cut or html:502, each with *3 or * to repeat it"
 )
 MODELS = (
     "mistral-small-latest", "mistral-medium-latest", "mistral-large-latest", "ministral-8b-latest",
@@ -89,12 +90,13 @@ class LoggedRequest:
 
 @dataclass
 class Answer:
-    """An HTTP answer, and how to spoil its delivery."""
+    """An HTTP answer, and how to spoil its delivery. A list is sent as a stream of events."""
 
     status: int
-    body: str
+    body: str | list[str]
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
+    cut: bool = False
 
 
 def parse_faults(script: str) -> Iterator[Fault]:
@@ -124,7 +126,7 @@ def _parse_word(word: str) -> Iterator[Fault]:
         fault = Fault("html", int(value))
     elif name == "slow" and number is not None:
         fault = Fault("slow", 200, number)
-    elif name in ("ok", "timeout", "drop", "badjson") and number is None:
+    elif name in ("ok", "timeout", "drop", "badjson", "cut") and number is None:
         fault = Fault(name)
     elif name.isdigit():
         fault = Fault("status", int(name), number)
@@ -205,6 +207,7 @@ class MockServer:
             answer.headers["x-ratelimit-remaining-req-minute"] = left
         if fault.word == "badjson":
             answer.body = answer.body[: len(answer.body) // 2]
+        answer.cut = fault.word == "cut"
         answer.delay = math.inf if fault.word == "timeout" else fault.seconds or 0.0
         return answer
 
@@ -237,7 +240,10 @@ def _normal_answer(method: str, path: str, key: str, body: bytes) -> Answer:
         return _json_answer(422, error)
     if request["model"] not in MODELS:
         return _json_answer(404, _error_body("Model not found", "invalid_model", "1500"))
-    return _json_answer(200, _chat_completion(request))
+    completion = _chat_completion(request)
+    if request.get("stream") is True:
+        return Answer(200, _events(completion), {"Content-Type": "text/event-stream"})
+    return _json_answer(200, completion)
 
 
 def _complaints(request: Any) -> list[dict[str, Any]]:
@@ -282,6 +288,21 @@ def _chat_completion(request: dict[str, Any]) -> dict[str, Any]:
             "total_tokens": tokens_in + tokens_out,
         },
     }
+
+
+def _events(completion: dict[str, Any]) -> list[str]:
+    """The completion as the events of a stream: a word each, then the reason, then the mark."""
+    words = re.findall(r"\S+\s*", completion["choices"][0]["message"]["content"])
+    choices: list[dict[str, Any]] = [
+        {"index": 0, "delta": {"content": word}, "finish_reason": None} for word in words
+    ]
+    choices.append({"index": 0, "delta": {"content": ""}, "finish_reason": "stop"})
+    events = [
+        {**completion, "object": "chat.completion.chunk", "choices": [choice], "usage": None}
+        for choice in choices
+    ]
+    events[-1]["usage"] = completion["usage"]
+    return [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"]
 
 
 def _text(content: Any) -> str:
@@ -435,16 +456,25 @@ class _Handler(BaseHTTPRequestHandler):
             return not selector.select(None if seconds == math.inf else seconds)
 
     def _send(self, answer: Answer) -> None:
-        body = answer.body.encode()
+        if isinstance(answer.body, list):
+            events = [event.encode() for event in answer.body]
+            pieces = [b"%x\r\n%s\r\n" % (len(event), event) for event in events] + [b"0\r\n\r\n"]
+            framing = ("Transfer-Encoding", "chunked")
+            pieces = pieces[: len(pieces) // 2] if answer.cut else pieces
+        else:
+            body = answer.body.encode()
+            pieces = [body[: len(body) // 2] if answer.cut else body]
+            framing = ("Content-Length", str(len(body)))
+        self.close_connection = self.close_connection or answer.cut
         self.send_response(answer.status)
-        for name, value in answer.headers.items():
+        for name, value in [*answer.headers.items(), framing]:
             self.send_header(name, value)
         self.send_header("mistral-correlation-id", str(uuid.uuid4()))
-        self.send_header("Content-Length", str(len(body)))
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(body)
+        for piece in pieces:
+            self.wfile.write(piece)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server itself refuses, in the API's shape and without echoing it."""
