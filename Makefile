@@ -6,18 +6,22 @@ SCRIPTS := $(sort $(wildcard examples/0*.py))
 READY := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all test clean
+.PHONY: help run-all run-storm test clean
 
-help:  ## say what there is
+help:
 	@echo "make run-all      run the six examples, one after the other"
 	@echo "make run-01       run one of them (to run-06);  ARGS='--faults 503' gives it other weather"
+	@echo "make run-storm    run the examples in bad weather (half a minute)"
 	@echo "make test         run the tests"
 	@echo "make clean        remove the virtual environment and caches"
 
-run-all: $(READY)  ## the suite, up to the first script that fails
+run-all: $(READY)
 	@for script in $(SCRIPTS); do \
 	  $(BIN)/python "$$script" $(ARGS) || { echo "make run-all: $$script failed" >&2; exit 1; }; \
 	done
+
+run-storm: $(READY)
+	@$(BIN)/python examples/storm.py $(ARGS)
 
 run-%: $(READY)
 	@test -e examples/$*_*.py || { echo "There is no example $*: run-01 to run-06." >&2; exit 1; }

@@ -1,11 +1,13 @@
 """Example 6: Error logging and monitoring. What is not written down cannot be mended.
 
-    python examples/06_error_logger.py
+    python examples/06_error_logger.py                        # four simulated results
+    python examples/06_error_logger.py --faults ok,503,401    # six real calls, and an alert
 
 The log is a file of JSON lines, `mistral_errors.log` beside the README; MISTRAL_LOG_FILE
 names another. This is the last lesson; lib/resilient_client.py puts them all together.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib.client import MistralClient
 from lib.demo import log_file, run_lesson
 from lib.error_logger import ErrorLogger
-from lib.errors import APITimeoutError, RateLimitError
+from lib.errors import APITimeoutError, MistralError, RateLimitError
 
 SUMMARY = """\
 === Summary ===
@@ -43,14 +45,48 @@ def main(client: MistralClient) -> None:
         logger.log_request(kind, success=error is None, error=error)
         print(f"  Logged: {kind} - {'Failed' if error else 'Success'}")
 
-    print("\nMetrics:")
     print_metrics(logger)
-    print("\n" + SUMMARY)
+    print(SUMMARY)
     if logger.lost:
         sys.exit(1)  # a program of yours would go on; a lesson on logs has failed without one
 
 
+def storm(client: MistralClient) -> None:
+    """The same logger around real calls, its lines read back, and the alarm."""
+    print("=== Example 6: Error Logging and Monitoring ===\n")
+    path = Path(log_file())
+    already_there = path.stat().st_size if path.exists() else 0
+    logger = ErrorLogger(path, alert=print_alert, alert_threshold=0.5, alert_window=3)
+
+    print("Testing error logging:")
+    for number in range(1, 7):
+        outcome = "Success"
+        try:
+            client.chat([{"role": "user", "content": f"Test {number}"}], max_tokens=5)
+            logger.log_request("chat", True, context={"number": number})
+        except MistralError as error:
+            outcome = "Failed"
+            logger.log_request("chat", False, error, {"number": number})
+        print(f"  Logged: chat - {outcome}")
+
+    if logger.lost:
+        sys.exit(1)
+
+    print("\nThe log, read back:")
+    for line in path.read_bytes()[already_there:].splitlines():
+        record = json.loads(line)
+        found = record["error"]
+        outcome = f"{found['class']}: {found['message']}" if found else "Success"
+        print(f"  Call {record['context']['number']}: {outcome}")
+    print_metrics(logger)
+
+
+def print_alert(failure_rate: float) -> None:
+    print(f"  ALERT: {failure_rate:.0%} of the last 3 requests failed")
+
+
 def print_metrics(logger: ErrorLogger) -> None:
+    print("\nMetrics:")
     for name, value in logger.metrics().items():
         if isinstance(value, dict):
             print(f"  {name}:")
@@ -58,7 +94,8 @@ def print_metrics(logger: ErrorLogger) -> None:
                 print(f"    {error_type}: {count}")
         else:
             print(f"  {name}: {value}")
+    print()
 
 
 if __name__ == "__main__":
-    run_lesson(main)
+    run_lesson(main, storm=storm)
