@@ -1,0 +1,172 @@
+"""Streaming: pieces as they come, and what had come when it broke."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import responses
+
+from lib import client as client_module
+from lib.client import MistralClient
+from lib.errors import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APIStreamBrokenError,
+    APITimeoutError,
+    RateLimitError,
+)
+from lib.mock_server import MockServer
+from support import CHAT_URL, ROOT, start, transcript
+
+HELLO = [{"role": "user", "content": "Hello!"}]
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def event(text: str) -> str:
+    return f'data: {{"choices": [{{"index": 0, "delta": {{"content": "{text}"}}}}]}}\n\n'
+
+
+def chunk(text: str) -> bytes:
+    body = text.encode()
+    return b"%x\r\n%s\r\n" % (len(body), body)
+
+
+@contextmanager
+def server_that_sends(*sent: bytes, then_stay_silent: bool = False) -> Iterator[str]:
+    """A socket that answers one request with these bytes; yields its base URL."""
+    client_is_done = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            for piece in sent:
+                connection.sendall(piece)
+            if then_stay_silent:
+                client_is_done.wait(10)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            client_is_done.set()
+            thread.join()
+
+
+def read_until_it_breaks(base_url: str) -> tuple[list[str], Exception | None]:
+    pieces: list[str] = []
+    with MistralClient("key", base_url=base_url, timeout=0.3) as client:
+        try:
+            pieces.extend(client.stream(HELLO))
+        except Exception as error:
+            return pieces, error
+    return pieces, None
+
+
+def test_pieces_come_one_by_one_and_make_the_whole_answer() -> None:
+    with MockServer() as server, MistralClient("key", base_url=server.url) as client:
+        pieces = list(client.stream(HELLO))
+        assert len(pieces) > 1
+        assert "".join(pieces) == client.chat(HELLO).content
+
+
+def test_a_piece_is_yielded_before_the_next_one_has_been_sent() -> None:
+    with (
+        server_that_sends(HEAD, chunk(event("Hel")), then_stay_silent=True) as url,
+        MistralClient("key", base_url=url, timeout=5) as client,
+    ):
+        pieces = client.stream(HELLO)
+        assert next(pieces) == "Hel"
+        pieces.close()
+
+
+def test_an_event_split_over_two_chunks_is_put_together() -> None:
+    first, second = event("Hello")[:20], event("Hello")[20:]
+    end = chunk("data: [DONE]\n\n") + chunk("")
+    with server_that_sends(HEAD, chunk(first), chunk(second), end) as url:
+        assert read_until_it_breaks(url) == (["Hello"], None)
+
+
+def test_a_stream_cut_half_way_raises_with_the_text_so_far_and_is_not_retryable() -> None:
+    with MockServer("cut") as server, MistralClient("key", base_url=server.url) as client:
+        pieces: list[str] = []
+        with pytest.raises(APIStreamBrokenError) as caught:
+            pieces.extend(client.stream(HELLO))
+        assert caught.value.partial_text.startswith("Hello!")
+        assert caught.value.retryable is False
+        assert isinstance(caught.value.__cause__, APIConnectionError)
+
+
+def test_silence_between_two_pieces_ends_the_stream_at_the_read_timeout() -> None:
+    with server_that_sends(HEAD, chunk(event("Hel")), then_stay_silent=True) as url:
+        pieces, error = read_until_it_breaks(url)
+    assert pieces == ["Hel"]
+    assert isinstance(error, APIStreamBrokenError)
+    assert isinstance(error.__cause__, APITimeoutError)
+
+
+def test_what_fails_before_the_first_piece_is_the_plain_retryable_error() -> None:
+    with (
+        MockServer("drop,429:2") as server,
+        MistralClient("key", base_url=server.url) as client,
+    ):
+        with pytest.raises(APIConnectionError) as dropped:
+            list(client.stream(HELLO))
+        assert dropped.value.retryable
+        assert not isinstance(dropped.value, APIStreamBrokenError)
+        with pytest.raises(RateLimitError):
+            list(client.stream(HELLO))
+
+
+def test_a_stream_that_ends_without_its_end_mark_is_broken() -> None:
+    with server_that_sends(HEAD, chunk(event("Hello")), chunk("")) as url:
+        pieces, error = read_until_it_breaks(url)
+    assert pieces == ["Hello"]
+    assert isinstance(error, APIStreamBrokenError)
+
+
+def test_an_event_that_is_no_chat_completion_is_a_validation_error() -> None:
+    with server_that_sends(HEAD, chunk('data: {"object": "error"}\n\n')) as url:
+        _, error = read_until_it_breaks(url)
+    assert isinstance(error, APIResponseValidationError)
+
+
+def test_an_endless_stream_is_read_only_up_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 1000)
+    with server_that_sends(HEAD, *[chunk("x" * 600)] * 5) as url:
+        _, error = read_until_it_breaks(url)
+    assert isinstance(error, APIResponseValidationError)
+
+
+def test_a_reader_that_stops_early_closes_the_connection() -> None:
+    """The connection can't be used again: the rest of the answer is still on it."""
+    with MockServer() as server, MistralClient("key", base_url=server.url) as client:
+        for _ in client.stream(HELLO):
+            break
+        assert client.chat(HELLO).content == "Hello! How can I assist you today?"
+
+
+def test_messages_are_checked_when_stream_is_called_not_when_it_is_read() -> None:
+    with MistralClient("key") as client, pytest.raises(ValueError, match="messages"):
+        client.stream([])
+
+
+def test_chunks_of_a_reasoning_model_give_their_text_and_not_their_thinking(
+    api: responses.RequestsMock,
+) -> None:
+    chunks = '[{"type": "thinking", "thinking": []}, {"type": "text", "text": "Yes"}]'
+    body = f'data: {{"choices": [{{"delta": {{"content": {chunks}}}}}]}}\n\ndata: [DONE]\n\n'
+    api.post(CHAT_URL, body=body, content_type="text/event-stream")
+    with MistralClient("key") as client:
+        assert list(client.stream(HELLO)) == ["Yes"]
+
+
+def test_the_lesson_prints_its_transcript() -> None:
+    out, err = start(str(ROOT / "examples" / "streaming.py")).communicate(timeout=60)
+    assert out == transcript("streaming"), err
