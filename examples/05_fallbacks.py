@@ -25,8 +25,7 @@ from lib.fallback import AllStrategiesFailedError, FallbackHandler
 
 Context = dict[str, Any]
 
-# Every strategy would meet these again, or hide them for ever.
-OUR_OWN_MISTAKES = (AuthenticationError, BadRequestError, UnprocessableEntityError)
+UNKNOWN_MODEL = "1500"  # the real API's code, with a 400
 
 
 def main(client: MistralClient) -> None:
@@ -46,7 +45,7 @@ def main(client: MistralClient) -> None:
         print("  Trying fallback 2 (cached response)...")
         return "Service temporarily unavailable. Please try again later."
 
-    handler = FallbackHandler(stop_on=lambda error: isinstance(error, OUR_OWN_MISTAKES))
+    handler = FallbackHandler(stop_on=is_our_own_mistake)
     handler.add_strategy("primary", primary, priority=100)
     handler.add_strategy("fallback1", smaller_model, priority=50)
     handler.add_strategy("fallback2", cached_response, priority=10)
@@ -60,6 +59,13 @@ def main(client: MistralClient) -> None:
     except MistralError as error:
         print(f"Not a case for a fallback: {error}")
     print()
+
+
+def is_our_own_mistake(error: Exception) -> bool:
+    """A wrong key or request, which every strategy would meet again, or hide for ever."""
+    if isinstance(error, BadRequestError):
+        return error.code != UNKNOWN_MODEL  # another model may well be known
+    return isinstance(error, (AuthenticationError, UnprocessableEntityError))
 
 
 if __name__ == "__main__":

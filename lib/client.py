@@ -301,8 +301,11 @@ def _read(response: requests.Response) -> bytes:
 
 def _events(response: requests.Response) -> Iterator[Any]:
     """The server-sent events of a stream, parsed, up to its end mark."""
+    if "text/event-stream" not in response.headers.get("Content-Type", ""):
+        raise APIResponseValidationError("the answer is no stream of events")
     pending, size = b"", 0
-    for received in response.raw.stream(decode_content=True):
+    # Without chunks there is no telling where a piece ends, so it is taken byte by byte.
+    for received in response.raw.stream(65536 if response.raw.chunked else 1, decode_content=True):
         size += len(received)
         if size > MAX_ANSWER_BYTES:
             raise APIResponseValidationError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
@@ -381,6 +384,8 @@ def _chunk_text(content: Any) -> str:
 def _connection_error(error: Exception, host: str) -> APIConnectionError:
     """Name what lies under an exception of requests or urllib3, however deep it is wrapped."""
     for reason in _causes(error):
+        if isinstance(reason, urllib3.exceptions.NewConnectionError):
+            continue  # a timeout by its class alone: what it was raised from says what it is
         if isinstance(reason, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
             return APITimeoutError(f"{host} did not answer in time")
         if isinstance(reason, socket.gaierror):

@@ -15,13 +15,14 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import requests
 from dotenv import dotenv_values
 
-from .client import DEFAULT_BASE_URL, ChatCompletion, MistralClient
+from .client import DEFAULT_BASE_URL, MistralClient
 from .errors import APIConnectionError, APITimeoutError, MistralError, explain
 from .mock_server import VOCABULARY, LoggedRequest, MockServer
 
@@ -39,7 +40,7 @@ def run_lesson(lesson: Lesson, *, faults: str = "", storm: Lesson | None = None)
     ``faults`` is the mock server's weather where the user asks for none; ``storm`` is
     run in the lesson's place where the user asks for some.
     """
-    _prepare_console()
+    prepare_console()
     try:
         options = _parse_arguments()
         if storm and options.faults is not None:
@@ -107,10 +108,14 @@ class _LiveClient(MistralClient):
 
     unreached: APIConnectionError | None = None
 
-    def chat(self, *args: Any, **kwargs: Any) -> ChatCompletion:
+    @contextlib.contextmanager
+    def _exchange(
+        self, method: str, path: str, payload: dict[str, Any] | None
+    ) -> Iterator[requests.Response]:
         self.unreached = None
         try:
-            return super().chat(*args, **kwargs)
+            with super()._exchange(method, path, payload) as response:
+                yield response
         except APITimeoutError:
             raise
         except APIConnectionError as error:
@@ -160,7 +165,7 @@ def _env_file() -> dict[str, str | None]:
     return dict(dotenv_values(stream=io.StringIO(text), interpolate=False))
 
 
-def _prepare_console() -> None:
+def prepare_console() -> None:
     """Print what the console can't show as plain ASCII, and each line when it is finished."""
     codecs.register_error("plain_symbols", _plain_symbols)
     for stream in (sys.stdout, sys.stderr):

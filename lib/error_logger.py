@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import sys
@@ -32,21 +33,22 @@ from typing import Any, TypedDict
 
 MAX_ERROR_TYPES = 100  # counted one by one; what is beyond goes to "other"
 
-# What looks like a secret in a finished JSON line, behind what tells that it is one.
-# No match takes in a quote that belongs to the JSON, so the line stays valid.
-_NAME = r"""(?: api[_-]?key | passw(?:or)?d | secret | authorization
-             | (?: access | auth | bearer )[_-]?token ) [\w-]{0,40} | (?<=") token (?=")"""
-_SECRET = re.compile(
+REDACTED = "[redacted]"
+UNREADABLE = "<what cannot be read>"
+MAX_DEPTH = 8  # of nested context; what is deeper is written as text
+
+_NAMES = r"api[_-]?key|passw(?:or)?d|secret|authorization|(?:access|auth|bearer)[_-]?token"
+_NAMES_A_SECRET = re.compile(rf"{_NAMES}|^token$", re.IGNORECASE)
+_SECRET_IN_TEXT = re.compile(
     rf"""
-      (?P<json>   (?: {_NAME} ) " :[ ] " )                                   (?: [^"\\] | \\. )+
-    | (?P<quoted> (?: {_NAME} ) (?: \\" | ' ) \s* : \s* (?: \\" | ' ) )      [^"'\\]+
-    | (?P<plain>  (?: {_NAME} ) \s* [:=] \s* (?: (?: bearer | basic ) \s+ )? ) [^\s"'\\&,;]+
-    | (?P<bearer> \b bearer (?: \s | \\[nrt] )+ )                           [^\s"'\\,;]+
-    | (?P<url>    :// )                                                     [^\s"\\/@]+ (?=@)
+    (   (?: {_NAMES} ) [\w-]{{0,40}} [\\"']* \s* [:=] \s* [\\"']* (?: (?: bearer | basic ) \s+ )?
+      | \b bearer \s+
+    )   [^\s"'\\,;&)}}\]]+
+    | (?<= :// ) [^\s"'/@]+ (?=@)
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-# One of these stands in every match; to look for them first is a hundred times quicker.
+# One of these stands in every line that holds a match: a quick look before a slow one.
 _HINTS = ("key", "passw", "secret", "auth", "access", "bearer", '"token"', "://")
 
 
@@ -67,7 +69,7 @@ class ErrorLogger:
     among many writers. A log that can't be written never breaks the caller: the
     record is counted in ``lost`` and the trouble said once on stderr. ``secrets``
     are blotted out wherever they occur, as are bearer tokens, passwords in URLs and
-    fields named like a key.
+    what is named like a key.
 
     ``alert(failure_rate)`` is called when more than ``alert_threshold`` (0 to 1) of
     the last ``alert_window`` requests failed: once, until the rate has come down again.
@@ -93,7 +95,9 @@ class ErrorLogger:
         self._alert_threshold = alert_threshold
         self._alerted = False
         self._recent_failures: deque[bool] = deque(maxlen=alert_window)
-        self._secrets = [json.dumps(secret)[1:-1] for secret in secrets if secret]
+        spellings = {text for secret in secrets for text in _spellings(secret)}
+        self._secrets = sorted(spellings, key=len, reverse=True)  # the longest is replaced first
+        self._hints = _HINTS + tuple(json.dumps(text)[1:-1].lower() for text in self._secrets)
         self._successful = 0
         self._failed = 0
         self._errors_by_type: dict[str, int] = {}
@@ -112,14 +116,14 @@ class ErrorLogger:
 
         Raises nothing: what is not JSON in ``context`` is written as its repr.
         """
-        record: dict[str, Any] = {
+        record = {
             "timestamp": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            "type": str(type),
-            "success": bool(success),
+            "type": type,
+            "success": success,
             "error": None if error is None else _described(error),
-            "context": context or {},
+            "context": {} if context is None else context,
         }
-        line = self._redacted(_to_json(record)) + "\n"
+        line = self._to_json(record) + "\n"
         with self._count_lock:
             failure_rate = self._count(success, error)
         with self._file_lock:
@@ -182,48 +186,75 @@ class ErrorLogger:
         self.lost += 1
         return trouble if self.lost == 1 else ""
 
-    def _redacted(self, line: str) -> str:
+    def _to_json(self, record: dict[str, Any]) -> str:
+        """The record as one line of ASCII, without secrets."""
+        with contextlib.suppress(Exception):
+            line = json.dumps(record, allow_nan=False)
+            lowered = line.lower()
+            if not any(hint in lowered for hint in self._hints):
+                return line  # as nearly all are: plain JSON that holds nothing to hide
+        return json.dumps(self._clean(record))
+
+    def _clean(self, value: Any, depth: int = 0) -> Any:
+        """The value as JSON can carry it, without secrets; what JSON cannot carry, as text."""
+        try:
+            if value is None or isinstance(value, bool):
+                return value
+            if isinstance(value, int) and value.bit_length() <= 1024:
+                return int(value)
+            if isinstance(value, float) and math.isfinite(value):
+                return float(value)
+            if isinstance(value, Mapping) and depth < MAX_DEPTH:
+                return dict(self._clean_item(*item, depth + 1) for item in value.items())
+            if isinstance(value, (list, tuple, set, frozenset)) and depth < MAX_DEPTH:
+                return [self._clean(item, depth + 1) for item in value]
+            return self._redacted(value if isinstance(value, str) else _text(value))
+        except Exception:
+            return UNREADABLE
+
+    def _clean_item(self, key: Any, value: Any, depth: int) -> tuple[str, Any]:
+        name, cleaned = _text(key), self._clean(value, depth)
+        if _NAMES_A_SECRET.search(name) and cleaned not in (None, False, True, ""):
+            cleaned = REDACTED
+        return self._redacted(name), cleaned
+
+    def _redacted(self, text: str) -> str:
         for secret in self._secrets:
-            line = line.replace(secret, "[redacted]")
-        lowered = line.lower()
-        if not any(hint in lowered for hint in _HINTS):
-            return line
-        return _SECRET.sub(lambda found: f"{found[found.lastgroup or 0]}[redacted]", line)
+            text = text.replace(secret, REDACTED)
+        return _SECRET_IN_TEXT.sub(rf"\1{REDACTED}", text)
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    """The class, the text, and the two facts of an API's error that support asks for."""
+    described: dict[str, Any] = {"class": _class_name(error), "message": _text(error)}
+    for name in ("status_code", "request_id"):
+        try:
+            described[name] = getattr(error, name, None)
+        except Exception:
+            described[name] = None
+    return described
+
+
+def _spellings(secret: str) -> set[str]:
+    """How a secret may look in a text: as it is, in a repr, in JSON, in JSON within JSON."""
+    json_text = json.dumps(secret)
+    inner = {repr(secret)[1:-1], ascii(secret)[1:-1], json_text[1:-1], json.dumps(json_text)[3:-3]}
+    return {text for text in {secret, *inner} if text}
 
 
 def _class_name(error: BaseException) -> str:
     return error.__class__.__name__
 
 
-def _described(error: BaseException) -> dict[str, Any]:
-    """The class, the text, and the two facts of an API's error that support asks for."""
-    return {
-        "class": _class_name(error),
-        "message": _text(error),
-        "status_code": getattr(error, "status_code", None),
-        "request_id": getattr(error, "request_id", None),
-    }
-
-
-def _to_json(record: dict[str, Any]) -> str:
-    """The record as ASCII on one line; what JSON cannot carry, as text."""
-    try:
-        return _strict_encoder.encode(record)
-    except (TypeError, ValueError, RecursionError):
-        return json.dumps({**record, "context": _text(record["context"])}, default=_text)
-
-
 def _text(value: Any) -> str:
     try:
         return str(value)
     except Exception:
-        return f"<{type(value).__name__} that can't be shown>"
-
-
-_strict_encoder = json.JSONEncoder(allow_nan=False, default=_text)
+        return UNREADABLE
 
 
 def _say(sentence: str) -> None:
     """Tell stderr, if there is one: a log must not fail for lack of a console."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(sentence, file=sys.stderr)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(sentence, file=sys.stderr)

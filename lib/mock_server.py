@@ -60,7 +60,8 @@ PARAMETERS = {
     "model", "messages", "temperature", "top_p", "max_tokens", "stream", "stop", "random_seed",
     "response_format", "tools", "tool_choice", "presence_penalty", "frequency_penalty", "n",
     "prediction", "parallel_tool_calls", "prompt_mode", "reasoning_effort", "safe_prompt",
-    "metadata",
+    "metadata", "guardrails", "prompt_cache_key", "service_tier", "min_tokens", "top_k",
+    "repetition_penalty", "logprobs", "top_logprobs", "prompt_logprobs", "top_prompt_logprobs",
 }  # fmt: skip
 MAX_BODY_BYTES = 1024 * 1024
 MAX_LOG_ENTRIES = 100_000
@@ -198,15 +199,14 @@ class MockServer:
         if fault.word == "status":
             return _error_answer(fault.status, fault.seconds)
         if fault.word == "html":
-            page = GATEWAY_PAGE.format(f"{fault.status} {_phrase(fault.status)}")
-            return Answer(fault.status, page, {"Content-Type": "text/html"})
+            return _gateway_page(fault.status)
         answer = self._refusal(now) or _normal_answer(method, path, key, body)
         if self._limit is not None:
             left = str(self._limit - len(self._accepted))
             answer.headers["x-ratelimit-limit-req-minute"] = str(self._limit)
             answer.headers["x-ratelimit-remaining-req-minute"] = left
         if fault.word == "badjson":
-            answer.body = answer.body[: len(answer.body) // 2]
+            answer.body = _cut_short(answer.body)
         answer.cut = fault.word == "cut"
         answer.delay = math.inf if fault.word == "timeout" else fault.seconds or 0.0
         return answer
@@ -270,6 +270,14 @@ def _complaints(request: Any) -> list[dict[str, Any]]:
     return found
 
 
+def _cut_short(body: str | list[str]) -> str | list[str]:
+    """The first half; of a stream, the first events and half of the next one."""
+    half = len(body) // 2
+    if isinstance(body, str):
+        return body[:half]
+    return [*body[:half], body[half][: len(body[half]) // 2] + "\n\n"]
+
+
 def _chat_completion(request: dict[str, Any]) -> dict[str, Any]:
     prompt = _text(request["messages"][-1].get("content"))
     reply = "Hello! How can I assist you today?" if prompt == "Hello!" else f"{prompt} response"
@@ -296,10 +304,11 @@ def _events(completion: dict[str, Any]) -> list[str]:
     choices: list[dict[str, Any]] = [
         {"index": 0, "delta": {"content": word}, "finish_reason": None} for word in words
     ]
+    choices[0]["delta"]["role"] = "assistant"
     choices.append({"index": 0, "delta": {"content": ""}, "finish_reason": "stop"})
-    events = [
-        {**completion, "object": "chat.completion.chunk", "choices": [choice], "usage": None}
-        for choice in choices
+    head = {name: completion[name] for name in ("id", "created", "model")}
+    events: list[dict[str, Any]] = [
+        {**head, "object": "chat.completion.chunk", "choices": [choice]} for choice in choices
     ]
     events[-1]["usage"] = completion["usage"]
     return [f"data: {json.dumps(event)}\n\n" for event in events] + ["data: [DONE]\n\n"]
@@ -315,6 +324,7 @@ def _model(name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
+        "type": "base",
         "created": 1782199134,
         "owned_by": "mistralai",
         "capabilities": {"completion_chat": True, "function_calling": True, "vision": False},
@@ -328,7 +338,9 @@ def _error_body(message: Any, kind: str, code: str | None = None) -> dict[str, A
 # The bodies that the real API sends, as they were seen; a simulated fault of the
 # server's says that it is one.
 ERROR_BODIES: dict[int, dict[str, Any]] = {
-    400: _error_body("The prompt is too large for this model", "invalid_request_error", "3051"),
+    400: _error_body(
+        "The prompt is too large for this model", "invalid_request_invalid_args", "3051"
+    ),
     401: {"detail": "Unauthorized"},
     402: _error_body("API budget exhausted.", "billing_api_budget_exhausted", "2303"),
     404: {"detail": "Not Found"},
@@ -342,10 +354,17 @@ ERROR_BODIES: dict[int, dict[str, Any]] = {
 def _error_answer(status: int, retry_after: float | None = None) -> Answer:
     answer = _json_answer(status, ERROR_BODIES.get(status, {"detail": _phrase(status)}))
     if status == 504:
-        answer.body = ""  # a gateway that gave up says nothing
+        answer = Answer(status, "")  # a gateway that gave up says nothing
+    elif status == 520:
+        answer = _gateway_page(status)
     if retry_after is not None:
         answer.headers["Retry-After"] = f"{retry_after:g}"
     return answer
+
+
+def _gateway_page(status: int) -> Answer:
+    page = GATEWAY_PAGE.format(f"{status} {_phrase(status)}")
+    return Answer(status, page, {"Content-Type": "text/html"})
 
 
 def _json_answer(status: int, body: dict[str, Any]) -> Answer:
