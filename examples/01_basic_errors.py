@@ -68,7 +68,8 @@ def safe_api_call(
     except AuthenticationError:
         log.error("Authentication failed: check your API key")
     except RateLimitError as error:
-        log.error("Rate limited: retry after %g seconds", error.retry_after or 60)
+        wait = 60 if error.retry_after is None else error.retry_after
+        log.error("Rate limited: retry after %g seconds", wait)
     except APIStatusError as error:
         log.error("API error (%d): %s", error.status_code, error)
     except MistralError as error:

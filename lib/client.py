@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import math
 import socket
 import ssl
+import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,7 @@ from .errors import (
 
 DEFAULT_BASE_URL = "https://api.mistral.ai/v1"
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
+LONGEST_TIMEOUT = 86400.0
 MAX_CONNECTIONS = 64  # kept open between calls; more threads than that still work
 CUT_OFF = (
     ConnectionError,
@@ -87,7 +88,7 @@ class MistralClient:
         self._base_url, self._host, on_this_machine = _checked_base_url(base_url)
         self._timeout = _checked_timeout(timeout)
         # An empty proxy wins over one in the environment.
-        self._proxies = {"http": "", "https": "", "all": ""} if on_this_machine else None
+        self._proxies = {"http": "", "https": "", "all": ""} if on_this_machine else {}
         self._owns_session = session is None
         if session is None:
             session = requests.Session()
@@ -192,17 +193,21 @@ class MistralClient:
                 auth=self._auth,  # an Authorization header of our own would lose to ~/.netrc
                 timeout=self._timeout,
                 allow_redirects=False,
-                proxies=self._proxies,
+                proxies=dict(self._proxies),  # requests adds to it
                 stream=True,
             ) as response:
                 if not 200 <= response.status_code <= 299:
-                    text = _read(response)[:MAX_ANSWER_BYTES].decode("utf-8", "replace")
+                    text = ""
+                    with contextlib.suppress(urllib3.exceptions.HTTPError):
+                        text = _read(response)[:MAX_ANSWER_BYTES].decode("utf-8", "replace")
                     raise error_from_response(
                         response.status_code, response.headers, text, secret=self._auth.key
                     )
                 yield response
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise _connection_error(error, self._host) from error
+        except (OSError, urllib3.exceptions.HTTPError) as error:
+            shown = "".join(traceback.format_exception(error))
+            cause = None if self._auth.key in shown else error
+            raise _connection_error(error, self._host) from cause
 
 
 class _BearerAuth(AuthBase):
@@ -220,7 +225,13 @@ class _BearerAuth(AuthBase):
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {self.key}"
+        request.register_hook("response", _forget_redirect)  # type: ignore[no-untyped-call]
         return request
+
+
+def _forget_redirect(response: requests.Response, **_: object) -> None:
+    """Even if it may not follow, requests reads a redirect's whole body and judges its target."""
+    response.headers.pop("Location", None)
 
 
 def _checked_base_url(url: str) -> tuple[str, str, bool]:
@@ -231,11 +242,11 @@ def _checked_base_url(url: str) -> tuple[str, str, bool]:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
         host.encode("idna")
-    except ValueError as error:
-        raise ValueError(f"{hint}: it has a host or a port that cannot be.") from error
+    except ValueError:
+        raise ValueError(f"{hint}: it has a host or a port that cannot be.") from None
     if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
         raise ValueError(f"{hint}: it has no https:// or no host.")
-    if parts.username is not None or parts.query or parts.fragment:
+    if parts.username is not None or "?" in url or "#" in url:
         raise ValueError(f"{hint}: without a user name, a question mark or a #.")
     if parts.scheme == "http" and not _is_loopback(host):
         raise ValueError("The base URL must begin with https://: http would show the key.")
@@ -252,7 +263,7 @@ def _is_loopback(host: str) -> bool:
 def _checked_timeout(timeout: float | tuple[float, float]) -> tuple[float, float]:
     try:
         connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
-        if 0 < connect < math.inf and 0 < read < math.inf:
+        if 0 < connect <= LONGEST_TIMEOUT and 0 < read <= LONGEST_TIMEOUT:
             return float(connect), float(read)
     except (TypeError, ValueError):
         pass
@@ -280,7 +291,7 @@ def _payload(
     parameters: dict[str, Any],
 ) -> dict[str, Any]:
     _check_messages(messages)
-    payload = {"model": model, "messages": list(messages), **parameters}
+    payload = {"model": model, "messages": [dict(item) for item in messages], **parameters}
     if max_tokens is not None:
         payload["max_tokens"] = max_tokens
     return payload
@@ -303,13 +314,16 @@ def _events(response: requests.Response) -> Iterator[Any]:
     """The server-sent events of a stream, parsed, up to its end mark."""
     if "text/event-stream" not in response.headers.get("Content-Type", ""):
         raise APIResponseValidationError("the answer is no stream of events")
-    pending, size = b"", 0
+    pending, size = bytearray(), 0
     # Without chunks there is no telling where a piece ends, so it is taken byte by byte.
     for received in response.raw.stream(65536 if response.raw.chunked else 1, decode_content=True):
         size += len(received)
         if size > MAX_ANSWER_BYTES:
             raise APIResponseValidationError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
-        *lines, pending = (pending + received).split(b"\n")
+        pending += received
+        if b"\n" not in received:
+            continue
+        *lines, pending = pending.split(b"\n")
         for line in lines:
             name, _, data = line.partition(b":")
             if name == b"data" and data.strip() == b"[DONE]":
@@ -319,7 +333,7 @@ def _events(response: requests.Response) -> Iterator[Any]:
     raise APIConnectionError("the stream ended without its end mark")
 
 
-def _parsed(content: bytes) -> Any:
+def _parsed(content: bytes | bytearray) -> Any:
     """A 2xx body as JSON; what is none of it gets an error that says what came instead."""
     if len(content) > MAX_ANSWER_BYTES:
         raise APIResponseValidationError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
@@ -341,11 +355,12 @@ def _completion(answer: Any) -> ChatCompletion:
         return ChatCompletion(
             content=_text(choice["message"]),
             model=str(answer["model"]),
-            finish_reason=str(choice["finish_reason"]),
+            finish_reason=str(choice["finish_reason"] or ""),
             usage=None if usage is None else _usage(usage),
         )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise APIResponseValidationError("the answer is JSON, but no chat completion") from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+        # From None: what int() says would show what the server sent, perhaps the key.
+        raise APIResponseValidationError("the answer is JSON, but no chat completion") from None
 
 
 def _delta(event: Any) -> str:

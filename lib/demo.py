@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import requests
 from dotenv import dotenv_values
 
-from .client import DEFAULT_BASE_URL, MistralClient
+from .client import DEFAULT_BASE_URL, LONGEST_TIMEOUT, MistralClient
 from .errors import APIConnectionError, APITimeoutError, MistralError, explain
 from .mock_server import VOCABULARY, LoggedRequest, MockServer
 
@@ -116,11 +116,14 @@ class _LiveClient(MistralClient):
         try:
             with super()._exchange(method, path, payload) as response:
                 yield response
-        except APITimeoutError:
-            raise
         except APIConnectionError as error:
-            self.unreached = error
+            if not isinstance(error, APITimeoutError) or _never_connected(error):
+                self.unreached = error
             raise
+
+
+def _never_connected(error: APITimeoutError) -> bool:
+    return isinstance(error.__cause__, requests.ConnectTimeout)
 
 
 def _print_trace(log: list[LoggedRequest]) -> None:
@@ -145,11 +148,11 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _timeout(default: float) -> float:
-    text = setting("MISTRAL_TIMEOUT")
-    try:
-        return float(text or default)
-    except ValueError:
-        raise ValueError("MISTRAL_TIMEOUT must be a number of seconds, for example 60") from None
+    text = setting("MISTRAL_TIMEOUT") or str(default)
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= LONGEST_TIMEOUT:
+            return float(text)
+    raise ValueError("MISTRAL_TIMEOUT must be a number of seconds above 0, for example 60")
 
 
 @functools.cache

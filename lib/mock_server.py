@@ -135,7 +135,7 @@ def _parse_word(word: str) -> Iterator[Fault]:
         raise ValueError(f"unknown fault '{word}'; {VOCABULARY}")
     if times == "":
         return itertools.repeat(fault)
-    if times is not None and not 1 <= int(times) <= 1_000_000:
+    if times is not None and (len(times) > 7 or not 1 <= int(times) <= 1_000_000):
         raise ValueError(f"'{word}': repeat it 1 to 1000000 times, or for ever with a bare *")
     return itertools.repeat(fault, int(times or 1))
 
@@ -152,7 +152,7 @@ class MockServer:
     def __init__(
         self, faults: str = "", *, requests_per_minute: int | None = None, port: int = 0
     ) -> None:
-        if requests_per_minute is not None and requests_per_minute < 1:
+        if requests_per_minute is not None and not requests_per_minute >= 1:
             raise ValueError("requests_per_minute must be 1 or more")
         self._faults = parse_faults(faults)
         self._limit = requests_per_minute
@@ -160,7 +160,7 @@ class MockServer:
         self._log: deque[LoggedRequest] = deque(maxlen=MAX_LOG_ENTRIES)
         self._lock = threading.Lock()
         self._server = _Server(port, self)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     @property
@@ -358,7 +358,7 @@ def _error_answer(status: int, retry_after: float | None = None) -> Answer:
     elif status == 520:
         answer = _gateway_page(status)
     if retry_after is not None:
-        answer.headers["Retry-After"] = f"{retry_after:g}"
+        answer.headers["Retry-After"] = f"{retry_after:.6f}".rstrip("0").rstrip(".")
     return answer
 
 
@@ -438,7 +438,6 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def do_POST(self) -> None:
-        self.close_connection = True  # until the whole body has been read
         length = self.headers.get("Content-Length", "")
         if "Transfer-Encoding" in self.headers or not length:
             self.send_error(411)
@@ -448,7 +447,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(413)
         else:
             body = self.rfile.read(int(length))
-            if len(body) == int(length):
+            if len(body) < int(length):
+                self.close_connection = True
+            else:
                 self._respond(body)
 
     def do_GET(self) -> None:
@@ -463,7 +464,6 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is None or not self._still_there_after(answer.delay):
             self.close_connection = True
         else:
-            self.close_connection = self.headers.get("Connection", "").lower() == "close"
             self._send(answer)
 
     def _still_there_after(self, seconds: float) -> bool:
@@ -498,7 +498,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server itself refuses, in the API's shape and without echoing it."""
         self.close_connection = True
-        self._send(_error_answer(code))
+        self._send(_json_answer(code, {"detail": _phrase(code)}))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the mock keeps its own log, which holds no header."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 
 
 class RateLimiter:
@@ -35,15 +36,16 @@ class RateLimiter:
                 f"max_requests_per_minute must be a number above 0, not {max_requests_per_minute!r}"
             )
         self._interval = 60.0 / max_requests_per_minute
-        self._next_start = -math.inf  # on the monotonic clock
+        self._next_slot = -math.inf  # on the monotonic clock
+        self._minute: deque[float] = deque(maxlen=max(1, int(max_requests_per_minute)))
         self._lock = threading.Lock()
 
     def reserve(self) -> float:
         """Book the next slot for good; returns the seconds until it, for the caller to wait."""
         with self._lock:
             now = time.monotonic()
-            slot = max(now, self._next_start)
-            self._next_start = slot + self._interval
+            slot = max(now, self._earliest_start())
+            self._take(slot, slot)
         return slot - now
 
     def acquire(self, timeout: float | None = None) -> float:
@@ -55,23 +57,33 @@ class RateLimiter:
         """
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must be 0 or more seconds, not {timeout!r}")
-        give_up_at = math.inf if timeout is None else time.monotonic() + timeout
-        waited = 0.0
+        begun = now = time.monotonic()
         while True:
             with self._lock:
-                now = time.monotonic()
-                wait = self._next_start - now
+                wait = self._earliest_start() - now
                 if wait <= 0:
-                    self._next_start = now + self._interval
-                    return waited
-            if now + wait > give_up_at:
+                    # Who was woken a bit late starts late, but those behind need not.
+                    on_time = begun < now < self._next_slot + self._interval
+                    self._take(self._next_slot if on_time else now, now)
+                    return now - begun
+            if timeout is not None and now + wait > begun + timeout:
                 raise TimeoutError(f"no request may start within {timeout:g} s")
             time.sleep(wait)
-            waited += wait
+            now = time.monotonic()
 
     def pause(self, seconds: float) -> None:
         """Let nobody start for so many seconds: for the Retry-After of a 429."""
         if not 0 <= seconds < math.inf:
             raise ValueError(f"seconds must be a finite number from 0, not {seconds!r}")
         with self._lock:
-            self._next_start = max(self._next_start, time.monotonic() + seconds)
+            self._next_slot = max(self._next_slot, time.monotonic() + seconds)
+
+    def _earliest_start(self) -> float:
+        """A slot after the last start, and a minute after the n-th last one."""
+        if len(self._minute) < (self._minute.maxlen or 0):
+            return self._next_slot
+        return max(self._next_slot, self._minute[0] + 60.0)
+
+    def _take(self, slot: float, start: float) -> None:
+        self._next_slot = slot + self._interval
+        self._minute.append(start)

@@ -11,6 +11,7 @@ request, however many attempts it took.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -96,20 +97,14 @@ class ResilientMistralClient:
             attempts_sent += 1
             try:
                 return operation(self.client)
-            except RateLimitError as error:
-                # All threads share the limit: the others needn't be refused to learn of it.
-                self.limiter.pause(min(error.retry_after or 0.0, self.retrier.max_retry_after))
-                raise
-
-        def attempt() -> T:
-            try:
-                return self.breaker.call(call)
             except Exception as error:
                 self._remember(error, known)
+                if isinstance(error, RateLimitError):
+                    self._pause(error.retry_after)
                 raise
 
         try:
-            result = self.retrier.call(attempt)
+            result = self.retrier.call(lambda: self.breaker.call(call))
         except Exception as error:
             self.logger.log_request(type, False, error, {**known, "attempts": attempts_sent})
             raise
@@ -121,6 +116,11 @@ class ResilientMistralClient:
         """The last failed attempts, the oldest first."""
         with self._lock:
             return list(self._errors)
+
+    def _pause(self, seconds: float | None) -> None:
+        """Hold back all who share the limit, so that they needn't be refused to learn of it."""
+        if seconds is not None and 0 <= seconds < math.inf:
+            self.limiter.pause(min(seconds, self.retrier.max_retry_after))
 
     def _remember(self, error: Exception, context: dict[str, Any]) -> None:
         entry: RememberedError = {

@@ -26,7 +26,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -111,8 +111,8 @@ class Retrier:
         """Seconds to wait before the next attempt; None where there shall be none."""
         if attempt >= self.max_attempts or not getattr(error, "retryable", False):
             return None
-        asked_for = getattr(error, "retry_after", None)
-        if isinstance(asked_for, (int, float)) and 0 <= asked_for < math.inf:
+        asked_for: Any = getattr(error, "retry_after", None)
+        if type(asked_for) in (int, float) and 0 <= asked_for < math.inf:
             if asked_for > self.max_retry_after:
                 return None
             delay = float(asked_for)

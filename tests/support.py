@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
+
+T = TypeVar("T")
+_sleep = time.sleep  # the real one, whatever a test makes of it
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = ROOT / "tests" / "expected"
@@ -60,13 +71,14 @@ def run_in_process(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) 
     return int(exit_info.value.code or 0)
 
 
-def child_environment(**changes: str) -> dict[str, str]:
-    """This environment without anybody's settings, printing UTF-8."""
+def child_environment(**changes: str | None) -> dict[str, str]:
+    """This environment without anybody's settings, printing UTF-8; None unsets a variable."""
     plain = {"PYTHONIOENCODING": "utf-8", **dict.fromkeys(SETTINGS, "")}
-    return {**os.environ, **plain, **changes}
+    merged = {**os.environ, **plain, **changes}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
-def start(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
+def start(*arguments: str, cwd: Path = ROOT, **environment: str | None) -> subprocess.Popen[str]:
     """Start this Python with the arguments; stdout and stderr are pipes of UTF-8 text."""
     return subprocess.Popen(
         [sys.executable, *arguments],
@@ -78,3 +90,254 @@ def start(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.P
         text=True,
         encoding="utf-8",
     )
+
+
+class Outcome(NamedTuple):
+    """How a child process ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def finish(child: subprocess.Popen[str], timeout: float = 60) -> Outcome:
+    """Wait until the child has ended and nobody holds its stdout and stderr any more."""
+    try:
+        out, err = child.communicate(timeout=timeout)
+    except BaseException:
+        child.kill()
+        raise
+    return Outcome(child.returncode, out, err)
+
+
+def run(*arguments: str, cwd: Path = ROOT, **environment: str | None) -> Outcome:
+    """``start`` and ``finish``."""
+    with start(*arguments, cwd=cwd, **environment) as child:
+        return finish(child)
+
+
+def side_by_side(runs: Mapping[str, Callable[[], T]], at_a_time: int = 4) -> Callable[[str], T]:
+    """Do all of it, so many at a time; what it returns gives the result of each by its name."""
+    with ThreadPoolExecutor(at_a_time) as pool:
+        futures = {name: pool.submit(run) for name, run in runs.items()}
+    return lambda name: futures[name].result()
+
+
+@contextlib.contextmanager
+def refusing_url() -> Iterator[str]:
+    """A base URL that refuses every connection: its port is taken, but nobody listens there."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+
+
+def at_once(count: int, work: Callable[[], T], *, interleaved: bool = False) -> list[T]:
+    """What ``work`` returned in each of so many threads, all let go at the same moment.
+
+    ``interleaved`` lets another thread in between any two steps of lib's code, where
+    that would happen by chance once in many thousand times: a missing lock shows.
+    """
+    ready = threading.Barrier(count)
+
+    def run() -> T:
+        ready.wait(timeout=30)
+        sys.settrace(_let_others_in if interleaved else None)
+        try:
+            return work()
+        finally:
+            sys.settrace(None)
+
+    with ThreadPoolExecutor(count) as pool:
+        return [future.result() for future in [pool.submit(run) for _ in range(count)]]
+
+
+def _let_others_in(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+    """A trace function: after each of the interpreter's steps in lib, give the others a turn."""
+    if not frame.f_code.co_filename.startswith(str(ROOT / "lib")):
+        return None
+    frame.f_trace_opcodes = True
+    _sleep(0)
+    return _let_others_in
+
+
+class StartTimes:
+    """When requests may start, as the limiter itself saw it, not a thread that wakes late."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._last = threading.local()
+        self._monotonic = time.monotonic
+        monkeypatch.setattr(time, "monotonic", self._noted)
+
+    def _noted(self) -> float:
+        self._last.now = self._monotonic()
+        return float(self._last.now)
+
+    def of(self, acquire: Callable[[], object]) -> float:
+        """The last look at the clock that ``acquire`` took: the one that let it through."""
+        acquire()
+        return float(self._last.now)
+
+
+def most_in_any_window(starts: Iterable[float], seconds: float) -> int:
+    """The largest number of starts that any so long a stretch of time holds."""
+    most, window = 0, deque[float]()
+    for start in sorted(starts):
+        window.append(start)
+        while start - window[0] >= seconds - 1e-6:  # what rounding makes of whole seconds
+            window.popleft()
+        most = max(most, len(window))
+    return most
+
+
+# What the real API sends with an error: status, body, the message in it, its code.
+WIRE_BODIES: list[tuple[int, str, str, str | None]] = [
+    (
+        400,
+        '{"object":"error","message":"Invalid model: X","type":"invalid_model","param":null,'
+        '"code":"1500","raw_status_code":400}',
+        "Invalid model: X",
+        "1500",
+    ),
+    (
+        400,
+        '{"object":"error","message":"Prompt contains 159202 tokens and 0 draft tokens, too large '
+        'for model with 131072 maximum context length","type":"invalid_request_invalid_args",'
+        '"param":null,"code":"3051","raw_status_code":400}',
+        "Prompt contains 159202 tokens and 0 draft tokens, too large for model with 131072 "
+        "maximum context length",
+        "3051",
+    ),
+    (401, '{"detail":"Invalid API Key"}', "Invalid API Key", None),
+    (401, '{"detail":"Unauthorized"}', "Unauthorized", None),
+    (401, '{"message":"Unauthorized","request_id":"abc-123"}', "Unauthorized", None),
+    (
+        402,
+        '{"object":"error","message":"API budget exhausted.","type":"billing_api_budget_exhausted",'
+        '"param":null,"code":"2303","raw_status_code":402}',
+        "API budget exhausted.",
+        "2303",
+    ),
+    (404, '{"detail":"Not Found"}', "Not Found", None),
+    (
+        422,
+        '{"object":"error","message":{"detail":[{"type":"extra_forbidden","loc":["body",'
+        '"max_completion_tokens"],"msg":"Extra inputs are not permitted","input":32000}]},'
+        '"type":"invalid_request_error","param":null,"code":null}',
+        "body.max_completion_tokens: Extra inputs are not permitted",
+        None,
+    ),
+    (
+        422,
+        '{"detail":[{"type":"extra_forbidden","loc":["body","store"],'
+        '"msg":"Extra inputs are not permitted"}]}',
+        "body.store: Extra inputs are not permitted",
+        None,
+    ),
+    (
+        429,
+        '{"object":"error","message":"Rate limit exceeded","type":"rate_limited","param":null,'
+        '"code":"1300","raw_status_code":429}',
+        "Rate limit exceeded",
+        "1300",
+    ),
+    (429, '{"message":"Requests rate limit exceeded"}', "Requests rate limit exceeded", None),
+    (
+        429,
+        '{"object":"error","message":"Not enough capacity available for this request, please retry '
+        'later.","type":"backend_out_of_capacity","param":null,"code":"3505"}',
+        "Not enough capacity available for this request, please retry later.",
+        "3505",
+    ),
+    (
+        500,
+        '{"object":"error","message":"Service unavailable.","type":"internal_server_error",'
+        '"param":null,"code":"1000"}',
+        "Service unavailable.",
+        "1000",
+    ),
+    (500, '{"detail":"Internal Server Error"}', "Internal Server Error", None),
+    (
+        503,
+        '{"object":"error","message":"Internal server error","type":"unreachable_backend",'
+        '"param":null,"code":"1100"}',
+        "Internal server error",
+        "1100",
+    ),
+    (504, "", "Gateway Timeout", None),
+    (520, "<html><body><h1>Web server error</h1></body></html>", "HTTP status 520", None),
+]
+
+
+def raw_answer(status: str, body: bytes = b"", *headers: str) -> bytes:
+    """An HTTP answer byte by byte: ``raw_answer("200 OK", b"{}", "Retry-After: 2")``."""
+    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(head).encode("latin-1") + body
+
+
+class RawServer:
+    """Sends every client the same bytes, well-formed or not; for answers the mock never gives.
+
+    It serves one client at a time. After the answer it hangs up; ``then="silence"`` has
+    it wait until the client leaves, ``then="next"`` answer further requests.
+    """
+
+    def __init__(self, *answer: bytes, repeat: int = 1, then: str = "hang up") -> None:
+        self.requests: list[bytes] = []
+        self.connections = 0
+        self.answers_sent = 0  # whole ones: a client that leaves early doesn't take all of it
+        self.client_left = threading.Event()
+        self._pieces = answer
+        self._repeat = repeat  # of the last piece
+        self._then = then
+        self._stopping = False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> RawServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stopping = True
+        socket.create_connection(("127.0.0.1", self.port)).close()  # wakes accept()
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            with connection, contextlib.suppress(OSError):
+                if self._stopping:
+                    return
+                self.connections += 1
+                connection.settimeout(10)
+                while self._answered(connection) and self._then == "next":
+                    pass
+                if self._then == "silence":
+                    connection.recv(1)
+            self.client_left.set()
+
+    def _answered(self, connection: socket.socket) -> bool:
+        request = _read_request(connection)
+        if not request:
+            return False
+        self.requests.append(request)
+        for piece in (*self._pieces[:-1], *self._pieces[-1:] * self._repeat):
+            connection.sendall(piece)
+        self.answers_sent += 1
+        return True
+
+
+def _read_request(connection: socket.socket) -> bytes:
+    """Head and body of one request; nothing if the client leaves before its end."""
+    data, length = b"", 0
+    while b"\r\n\r\n" not in data or len(data) < data.index(b"\r\n\r\n") + 4 + length:
+        piece = connection.recv(65536)
+        if not piece:
+            return b""
+        data += piece
+        if found := re.search(rb"(?i)\r\ncontent-length: *([0-9]+)\r\n", data):
+            length = int(found[1])
+    return data
