@@ -1,0 +1,77 @@
+"""The workshop's pages are true: each storm shown, each change tried, each name in the code."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from examples.storm import STORMS, Storm
+from support import EXPECTED, ROOT, start
+
+WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
+MODIFIES = re.findall(
+    r"\*\*Modify:\*\* change `([^`]+)` to `([^`]+)`, run\n"
+    r"`(\w+)\.py ?([^`]*)`:\n\n```text\n(.*?)```",
+    WORKSHOP,
+    re.DOTALL,
+)
+
+
+@pytest.mark.parametrize("storm", STORMS, ids=lambda storm: storm.name)
+def test_every_storm_is_shown_with_its_command_and_all_that_it_prints(storm: Storm) -> None:
+    expected = (EXPECTED / "storm" / f"{storm.name}.txt").read_text("utf-8")
+    lesson = expected.partition("\n\n")[2].rstrip("\n")
+    summary = f"<code>{storm.script}.py --faults '{storm.faults}'</code> prints</summary>"
+    assert f"{summary}\n\n```text\n{lesson}\n```" in WORKSHOP
+
+
+def test_every_block_is_part_of_a_transcript_or_of_a_change() -> None:
+    transcripts = [path.read_text("utf-8") for path in EXPECTED.rglob("*.txt")]
+    changes = [shown for *_, shown in MODIFIES]
+    for block in re.findall(r"```text\n(.*?)```", WORKSHOP, re.DOTALL):
+        assert block in changes or any(block in transcript for transcript in transcripts), block
+
+
+def test_every_lesson_has_a_change_to_make() -> None:
+    assert [script for _, _, script, _, _ in MODIFIES] == [
+        path.stem for path in sorted((ROOT / "examples").glob("0*.py"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def modified_outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each script prints after its change, run side by side."""
+    folder = tmp_path_factory.mktemp("modified")
+    (folder / "examples").mkdir()
+    shutil.copytree(ROOT / "lib", folder / "lib")
+    children = {}
+    for before, after, script, arguments, _ in MODIFIES:
+        source = (ROOT / "examples" / f"{script}.py").read_text("utf-8")
+        assert source.count(before) == 1, f"{before} must be in {script} once"
+        copy = folder / "examples" / f"{script}.py"
+        copy.write_text(source.replace(before, after), "utf-8")
+        log = str(folder / f"{script}.log")
+        children[script] = start(str(copy), *arguments.split(), MISTRAL_LOG_FILE=log)
+    return {script: child.communicate(timeout=60)[0] for script, child in children.items()}
+
+
+@pytest.mark.parametrize(("script", "shown"), [(found[2], found[4]) for found in MODIFIES])
+def test_the_change_prints_what_the_page_says(
+    script: str, shown: str, modified_outputs: dict[str, str]
+) -> None:
+    assert shown in modified_outputs[script]
+
+
+def test_every_name_that_the_page_points_at_is_in_the_code() -> None:
+    code = "\n".join(
+        path.read_text("utf-8")
+        for folder in (ROOT / "lib", ROOT / "examples")
+        for path in Path(folder).glob("*.py")
+    )
+    names = re.findall(r"`(?:[A-Z]\w+\.)?(_?[a-zA-Z]\w+)(?:\([^`]*\))?`", WORKSHOP)
+    assert len(names) > 15
+    missing = [name for name in names if not re.search(rf"\b{name}\b", code)]
+    assert missing == []
