@@ -7,6 +7,7 @@ The log is a file of JSON lines, `mistral_errors.log` beside the README; MISTRAL
 names another. This is the last lesson; lib/resilient_client.py puts them all together.
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -55,7 +56,9 @@ def storm(client: MistralClient) -> None:
     """The same logger around real calls, its lines read back, and the alarm."""
     print("=== Example 6: Error Logging and Monitoring ===\n")
     path = Path(log_file())
-    already_there = path.stat().st_size if path.exists() else 0
+    already_there = 0
+    with contextlib.suppress(OSError):
+        already_there = path.stat().st_size
     logger = ErrorLogger(path, alert=print_alert, alert_threshold=0.5, alert_window=3)
 
     print("Testing error logging:")

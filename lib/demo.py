@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -50,13 +51,12 @@ def run_lesson(lesson: Lesson, *, faults: str = "", storm: Lesson | None = None)
             code = _run_live(lesson, key, options)
         else:
             code = _run_offline(lesson, faults, options)
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        # Who reads our output (head -1) has seen enough; Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+    except OSError as error:
+        code = _stdout_is_gone(error)
     except MistralError as error:
         code = _fail(explain(error), 1)
     sys.exit(code)
@@ -174,6 +174,15 @@ def prepare_console() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain_symbols", line_buffering=True)
+
+
+def _stdout_is_gone(error: OSError) -> int:
+    """The exit code; what is still unwritten goes nowhere, or Python would complain at exit."""
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL):
+        return 141  # who reads our output (head -1) has seen enough
+    return _fail(f"The output can't be written ({error.strerror or error}).", 1)
 
 
 def _plain_symbols(error: UnicodeError) -> tuple[str, int]:
