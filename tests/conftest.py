@@ -1,16 +1,75 @@
-"""Every test starts without settings; a fake clock and a mocked API are at hand."""
+"""Every test starts without settings; a fake clock and a mocked API are at hand.
+
+A test module with a function ``children(folder)`` gets its children run in the background,
+from the moment the tests are collected; the fixture ``outcome_of`` waits for them.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import responses
 from responses.registries import OrderedRegistry
 
-from support import SETTINGS
+from support import ROOT, SETTINGS, Outcome
+
+BACKGROUND = pytest.StashKey["Background"]()
+
+
+class Background:
+    """The children of all collected modules, run by one process, and what came of them."""
+
+    def __init__(self, modules: Iterable[ModuleType]) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        jobs: dict[str, tuple[object, ...]] = {}
+        for module in modules:
+            for name, child in module.children(folder).items():
+                jobs[name] = (child.arguments, str(child.cwd), child.environment)
+        self._results = folder / "results.json"
+        (folder / "jobs.json").write_text(json.dumps(jobs), "utf-8")
+        self._process = subprocess.Popen(
+            [sys.executable, "background.py", folder / "jobs.json", self._results],
+            cwd=ROOT / "tests",
+        )
+
+    @functools.cached_property
+    def outcomes(self) -> dict[str, Outcome]:
+        assert self._process.wait(timeout=120) == 0
+        found = json.loads(self._results.read_text("utf-8"))
+        return {name: Outcome(*values) for name, values in found.items()}
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    modules = dict.fromkeys(getattr(item, "module", None) for item in session.items)
+    having_children = [module for module in modules if module and hasattr(module, "children")]
+    if having_children and not session.config.option.collectonly:
+        session.config.stash[BACKGROUND] = Background(having_children)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if BACKGROUND in config.stash:
+        config.stash[BACKGROUND].close()
+
+
+@pytest.fixture(scope="session")
+def outcome_of(request: pytest.FixtureRequest) -> Callable[[str], Outcome]:
+    """How a child of the background ended, by its name."""
+    return lambda name: request.config.stash[BACKGROUND].outcomes[name]
 
 
 @pytest.fixture(autouse=True)

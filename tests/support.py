@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import runpy
 import socket
@@ -92,6 +93,14 @@ def start(*arguments: str, cwd: Path = ROOT, **environment: str | None) -> subpr
     )
 
 
+class Child(NamedTuple):
+    """A command of this Python, to be run in the background: see conftest.py."""
+
+    arguments: tuple[str, ...]
+    cwd: Path = ROOT
+    environment: Mapping[str, str] = {}
+
+
 class Outcome(NamedTuple):
     """How a child process ended, and what it printed."""
 
@@ -152,11 +161,12 @@ def at_once(count: int, work: Callable[[], T], *, interleaved: bool = False) -> 
 
 
 def _let_others_in(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-    """A trace function: after each of the interpreter's steps in lib, give the others a turn."""
+    """A trace function: at any of the interpreter's steps in lib, give the others a turn."""
     if not frame.f_code.co_filename.startswith(str(ROOT / "lib")):
         return None
     frame.f_trace_opcodes = True
-    _sleep(0)
+    if random.random() < 0.2:
+        _sleep(0)
     return _let_others_in
 
 

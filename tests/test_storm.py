@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from examples.storm import STORMS, Storm
-from support import EXPECTED, ROOT, start, without_time
-
-SIDE_BY_SIDE = 8
+from examples.storm import STORMS
+from support import EXPECTED, ROOT, Child, Outcome, without_time
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
-    """Exit code, stdout and stderr of each storm, by its name."""
-    folder = tmp_path_factory.mktemp("storms")
-
-    def run(storm: Storm) -> tuple[int, str, str]:
-        script = ROOT / "examples" / f"{storm.script}.py"
-        log = folder / f"{storm.name}.log"
-        child = start(str(script), "--faults", storm.faults, MISTRAL_LOG_FILE=str(log))
-        out, err = child.communicate(timeout=60)
-        return child.returncode, out, err
-
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        return dict(zip([storm.name for storm in STORMS], pool.map(run, STORMS), strict=True))
+def children(folder: Path) -> dict[str, Child]:
+    return {
+        storm.name: Child(
+            (str(ROOT / "examples" / f"{storm.script}.py"), "--faults", storm.faults),
+            folder,
+            # Nobody waits two seconds for a timeout here.
+            {"MISTRAL_LOG_FILE": str(folder / f"{storm.name}.log"), "MISTRAL_TIMEOUT": "0.7"},
+        )
+        for storm in STORMS
+    }
 
 
 @pytest.mark.parametrize("name", [storm.name for storm in STORMS])
-def test_storm_prints_its_transcript(name: str, outcomes: dict[str, tuple[int, str, str]]) -> None:
-    code, out, err = outcomes[name]
+def test_storm_prints_its_transcript(name: str, outcome_of: Callable[[str], Outcome]) -> None:
+    code, out, err = outcome_of(name)
     expected = (EXPECTED / "storm" / f"{name}.txt").read_text("utf-8")
     assert (code, without_time(out)) == (0, expected), err
     assert "Traceback" not in err

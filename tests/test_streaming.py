@@ -20,7 +20,7 @@ from lib.errors import (
     RateLimitError,
 )
 from lib.mock_server import MockServer
-from support import CHAT_URL, ROOT, start, transcript
+from support import CHAT_URL
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -165,8 +165,3 @@ def test_chunks_of_a_reasoning_model_give_their_text_and_not_their_thinking(
     api.post(CHAT_URL, body=body, content_type="text/event-stream")
     with MistralClient("key") as client:
         assert list(client.stream(HELLO)) == ["Yes"]
-
-
-def test_the_lesson_prints_its_transcript() -> None:
-    out, err = start(str(ROOT / "examples" / "streaming.py")).communicate(timeout=60)
-    assert out == transcript("streaming"), err

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support import SCRIPTS, start, transcript, without_time
+from support import SCRIPTS, Child, Outcome, transcript, without_time
+
+NAMES = [*(path.stem for path in SCRIPTS), "streaming"]
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
-    """Exit code, stdout and stderr of all scripts, run side by side."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    children = {
-        path.stem: start(str(path), cwd=folder, MISTRAL_LOG_FILE=str(folder / "errors.log"))
-        for path in SCRIPTS
-    }
-    finished = {name: (child.communicate(timeout=60), child) for name, child in children.items()}
-    return {name: (child.returncode, *texts) for name, (texts, child) in finished.items()}
+def children(folder: Path) -> dict[str, Child]:
+    log = {"MISTRAL_LOG_FILE": str(folder / "errors.log")}
+    examples = SCRIPTS[0].parent
+    return {name: Child((str(examples / f"{name}.py"),), folder, log) for name in NAMES}
 
 
-@pytest.mark.parametrize("name", [path.stem for path in SCRIPTS])
-def test_script_prints_its_transcript(name: str, outcomes: dict[str, tuple[int, str, str]]) -> None:
-    code, out, err = outcomes[name]
+@pytest.mark.parametrize("name", NAMES)
+def test_script_prints_its_transcript(name: str, outcome_of: Callable[[str], Outcome]) -> None:
+    code, out, err = outcome_of(name)
     assert (code, without_time(out)) == (0, transcript(name)), err
     assert "Traceback" not in err
 
 
-def test_there_are_six_scripts_and_each_has_a_transcript() -> None:
-    assert len(SCRIPTS) == 6
-    assert all(transcript(path.stem) for path in SCRIPTS)
-    assert all(Path(path).is_file() for path in SCRIPTS)
+def test_there_are_six_scripts() -> None:
+    assert [path.name[:3] for path in SCRIPTS] == [f"0{number}_" for number in range(1, 7)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from examples.storm import STORMS, Storm
-from support import EXPECTED, ROOT, start
+from support import EXPECTED, ROOT, Child, Outcome
 
 WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
 MODIFIES = re.findall(
@@ -41,28 +42,27 @@ def test_every_lesson_has_a_change_to_make() -> None:
     ]
 
 
-@pytest.fixture(scope="module")
-def modified_outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What each script prints after its change, run side by side."""
-    folder = tmp_path_factory.mktemp("modified")
-    (folder / "examples").mkdir()
-    shutil.copytree(ROOT / "lib", folder / "lib")
+def children(folder: Path) -> dict[str, Child]:
+    """The scripts, each with its change, in a project of their own."""
+    project = folder / "modified"
+    (project / "examples").mkdir(parents=True)
+    shutil.copytree(ROOT / "lib", project / "lib")
     children = {}
     for before, after, script, arguments, _ in MODIFIES:
         source = (ROOT / "examples" / f"{script}.py").read_text("utf-8")
         assert source.count(before) == 1, f"{before} must be in {script} once"
-        copy = folder / "examples" / f"{script}.py"
+        copy = project / "examples" / f"{script}.py"
         copy.write_text(source.replace(before, after), "utf-8")
-        log = str(folder / f"{script}.log")
-        children[script] = start(str(copy), *arguments.split(), MISTRAL_LOG_FILE=log)
-    return {script: child.communicate(timeout=60)[0] for script, child in children.items()}
+        log = {"MISTRAL_LOG_FILE": str(project / f"{script}.log")}
+        children[f"modified {script}"] = Child((str(copy), *arguments.split()), project, log)
+    return children
 
 
 @pytest.mark.parametrize(("script", "shown"), [(found[2], found[4]) for found in MODIFIES])
 def test_the_change_prints_what_the_page_says(
-    script: str, shown: str, modified_outputs: dict[str, str]
+    script: str, shown: str, outcome_of: Callable[[str], Outcome]
 ) -> None:
-    assert shown in modified_outputs[script]
+    assert shown in outcome_of(f"modified {script}").out
 
 
 def test_every_name_that_the_page_points_at_is_in_the_code() -> None:
