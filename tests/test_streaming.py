@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import responses
 
@@ -20,7 +15,7 @@ from lib.errors import (
     RateLimitError,
 )
 from lib.mock_server import MockServer
-from support import CHAT_URL
+from support import CHAT_URL, RawServer
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -33,30 +28,6 @@ def event(text: str) -> str:
 def chunk(text: str) -> bytes:
     body = text.encode()
     return b"%x\r\n%s\r\n" % (len(body), body)
-
-
-@contextmanager
-def server_that_sends(*sent: bytes, then_stay_silent: bool = False) -> Iterator[str]:
-    """A socket that answers one request with these bytes; yields its base URL."""
-    client_is_done = threading.Event()
-
-    def serve() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.recv(65536)
-            for piece in sent:
-                connection.sendall(piece)
-            if then_stay_silent:
-                client_is_done.wait(10)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        finally:
-            client_is_done.set()
-            thread.join()
 
 
 def read_until_it_breaks(base_url: str) -> tuple[list[str], Exception | None]:
@@ -78,8 +49,8 @@ def test_pieces_come_one_by_one_and_make_the_whole_answer() -> None:
 
 def test_a_piece_is_yielded_before_the_next_one_has_been_sent() -> None:
     with (
-        server_that_sends(HEAD, chunk(event("Hel")), then_stay_silent=True) as url,
-        MistralClient("key", base_url=url, timeout=5) as client,
+        RawServer(HEAD, chunk(event("Hel")), then="silence") as server,
+        MistralClient("key", base_url=server.url, timeout=5) as client,
     ):
         pieces = client.stream(HELLO)
         assert next(pieces) == "Hel"
@@ -89,8 +60,8 @@ def test_a_piece_is_yielded_before_the_next_one_has_been_sent() -> None:
 def test_an_event_split_over_two_chunks_is_put_together() -> None:
     first, second = event("Hello")[:20], event("Hello")[20:]
     end = chunk("data: [DONE]\n\n") + chunk("")
-    with server_that_sends(HEAD, chunk(first), chunk(second), end) as url:
-        assert read_until_it_breaks(url) == (["Hello"], None)
+    with RawServer(HEAD, chunk(first), chunk(second), end) as server:
+        assert read_until_it_breaks(server.url) == (["Hello"], None)
 
 
 def test_a_stream_cut_half_way_raises_with_the_text_so_far_and_is_not_retryable() -> None:
@@ -104,8 +75,8 @@ def test_a_stream_cut_half_way_raises_with_the_text_so_far_and_is_not_retryable(
 
 
 def test_silence_between_two_pieces_ends_the_stream_at_the_read_timeout() -> None:
-    with server_that_sends(HEAD, chunk(event("Hel")), then_stay_silent=True) as url:
-        pieces, error = read_until_it_breaks(url)
+    with RawServer(HEAD, chunk(event("Hel")), then="silence") as server:
+        pieces, error = read_until_it_breaks(server.url)
     assert pieces == ["Hel"]
     assert isinstance(error, APIStreamBrokenError)
     assert isinstance(error.__cause__, APITimeoutError)
@@ -125,22 +96,22 @@ def test_what_fails_before_the_first_piece_is_the_plain_retryable_error() -> Non
 
 
 def test_a_stream_that_ends_without_its_end_mark_is_broken() -> None:
-    with server_that_sends(HEAD, chunk(event("Hello")), chunk("")) as url:
-        pieces, error = read_until_it_breaks(url)
+    with RawServer(HEAD, chunk(event("Hello")), chunk("")) as server:
+        pieces, error = read_until_it_breaks(server.url)
     assert pieces == ["Hello"]
     assert isinstance(error, APIStreamBrokenError)
 
 
 def test_an_event_that_is_no_chat_completion_is_a_validation_error() -> None:
-    with server_that_sends(HEAD, chunk('data: {"object": "error"}\n\n')) as url:
-        _, error = read_until_it_breaks(url)
+    with RawServer(HEAD, chunk('data: {"object": "error"}\n\n')) as server:
+        _, error = read_until_it_breaks(server.url)
     assert isinstance(error, APIResponseValidationError)
 
 
 def test_an_endless_stream_is_read_only_up_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 1000)
-    with server_that_sends(HEAD, *[chunk("x" * 600)] * 5) as url:
-        _, error = read_until_it_breaks(url)
+    with RawServer(HEAD, *[chunk("x" * 600)] * 5) as server:
+        _, error = read_until_it_breaks(server.url)
     assert isinstance(error, APIResponseValidationError)
 
 
