@@ -131,6 +131,9 @@ class CircuitBreaker:
 
     def _admit(self) -> int:
         """Let a call in, with the era that it belongs to, or raise CircuitOpenError."""
+        era = self._era  # read before the state, so that it is the old one if the circuit opens
+        if self._opened_at is None:
+            return era
         with self._lock:
             if self._opened_at is None:
                 return self._era
@@ -142,6 +145,8 @@ class CircuitBreaker:
 
     def _settle(self, era: int, healthy: bool | None) -> None:
         """Draw the conclusion from a call's end; None says nothing about the service."""
+        if healthy and self._opened_at is None and not self._failures:
+            return  # all was well, and is
         with self._lock:
             if era != self._era:
                 return
@@ -159,8 +164,8 @@ class CircuitBreaker:
         self._probing = False
 
     def _open(self) -> None:
-        self._era += 1
         self._opened_at = time.monotonic()
+        self._era += 1  # after the state: who reads the new one without the lock sees it open
         self._probing = False
 
     def _seconds_left(self, opened_at: float) -> float:

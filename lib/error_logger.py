@@ -31,25 +31,30 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, TypedDict
 
+APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # Windows has it
 MAX_ERROR_TYPES = 100  # counted one by one; what is beyond goes to "other"
 
 REDACTED = "[redacted]"
 UNREADABLE = "<what cannot be read>"
 MAX_DEPTH = 8  # of nested context; what is deeper is written as text
 
-_NAMES = r"api[_-]?key|passw(?:or)?d|secret|authorization|(?:access|auth|bearer)[_-]?token"
+_NAMES = (
+    r"api[_-]?key|private[_-]?key|passw(?:or)?d|secret|authorization"
+    r"|(?:access|auth|bearer|refresh)[_-]?token"
+)
 _NAMES_A_SECRET = re.compile(rf"{_NAMES}|^token$", re.IGNORECASE)
+_FIELD = rf"""(?: {_NAMES} ) [\w-]{{0,40}} [\\"']* \s* [:=] \s*"""
+_SCHEME = r"(?: (?: bearer | basic ) \s+ )?"
 _SECRET_IN_TEXT = re.compile(
     rf"""
-    (   (?: {_NAMES} ) [\w-]{{0,40}} [\\"']* \s* [:=] \s* [\\"']* (?: (?: bearer | basic ) \s+ )?
-      | \b bearer \s+
-    )   [^\s"'\\,;&)}}\]]+
-    | (?<= :// ) [^\s"'/@]+ (?=@)
+      ( {_FIELD} b? [\\"']+ {_SCHEME} )               [^\\"']+              # to the closing quote
+    | ( {_FIELD} {_SCHEME} | \b bearer \s+ )          [^\s"'\\,;&)}}\]]+    # to the word's end
+    | (?<= :// )                                      [^\s"'/@]+ (?=@)
     """,
     re.IGNORECASE | re.VERBOSE,
 )
 # One of these stands in every line that holds a match: a quick look before a slow one.
-_HINTS = ("key", "passw", "secret", "auth", "access", "bearer", '"token"', "://")
+_HINTS = ("key", "passw", "secret", "auth", "access", "bearer", "refresh", '"token"', "://")
 
 
 class Metrics(TypedDict):
@@ -171,7 +176,7 @@ class ErrorLogger:
             line = b"\n" + line  # a disk that was full cut the last one off
         try:
             # Opened anew each time, so that a rotated or deleted log is simply begun again.
-            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            file = os.open(self.path, APPEND, 0o666)
             try:
                 written = os.write(file, line)
             finally:
@@ -221,7 +226,7 @@ class ErrorLogger:
     def _redacted(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, REDACTED)
-        return _SECRET_IN_TEXT.sub(rf"\1{REDACTED}", text)
+        return _SECRET_IN_TEXT.sub(rf"\1\2{REDACTED}", text)
 
 
 def _described(error: BaseException) -> dict[str, Any]:

@@ -21,10 +21,14 @@ import threading
 import time
 from collections import deque
 
+EVENED_OUT = 10  # requests within which a late start may be made up for
+
 
 class RateLimiter:
     """Lets ``max_requests_per_minute`` requests a minute start, evenly spaced.
 
+    Who is woken late by the system starts late, and the next nine make up for it: so the
+    full rate is reached, yet ten intervals never hold more than ten starts.
     One limiter serves any number of threads; all of them together get the rate.
     It counts what this process starts: a limit shared by processes needs a shared one.
     Raises ValueError unless ``max_requests_per_minute`` is a number above 0.
@@ -37,7 +41,7 @@ class RateLimiter:
             )
         self._interval = 60.0 / max_requests_per_minute
         self._next_slot = -math.inf  # on the monotonic clock
-        self._minute: deque[float] = deque(maxlen=max(1, int(max_requests_per_minute)))
+        self._last_starts: deque[float] = deque(maxlen=EVENED_OUT)
         self._lock = threading.Lock()
 
     def reserve(self) -> float:
@@ -79,11 +83,11 @@ class RateLimiter:
             self._next_slot = max(self._next_slot, time.monotonic() + seconds)
 
     def _earliest_start(self) -> float:
-        """A slot after the last start, and a minute after the n-th last one."""
-        if len(self._minute) < (self._minute.maxlen or 0):
+        """One interval after the last slot, and ten after the tenth last start."""
+        if len(self._last_starts) < EVENED_OUT:
             return self._next_slot
-        return max(self._next_slot, self._minute[0] + 60.0)
+        return max(self._next_slot, self._last_starts[0] + EVENED_OUT * self._interval)
 
     def _take(self, slot: float, start: float) -> None:
         self._next_slot = slot + self._interval
-        self._minute.append(start)
+        self._last_starts.append(start)

@@ -1,0 +1,201 @@
+"""A storm: 16 threads, every fault there is, and every number must agree with every other.
+
+``SOAK_CALLS=20000 python -m pytest tests/test_soak.py`` makes it last longer.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import threading
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
+from lib.client import MistralClient
+from lib.error_logger import ErrorLogger, Metrics
+from lib.errors import MistralError, row_for_status
+from lib.mock_server import MockServer
+from lib.rate_limiter import RateLimiter
+from lib.resilient_client import ResilientMistralClient, is_unhealthy
+from lib.retry import Retrier
+from support import ROOT, StartTimes, at_once, most_in_any_window
+
+CALLS = int(os.environ.get("SOAK_CALLS") or 560)
+THREADS = 16
+PER_SECOND = 600
+TIMEOUT = 1.5  # seconds; so long that a busy machine doesn't take a good answer for none
+HELLO = [{"role": "user", "content": "Hello!"}]
+OFTEN = ["ok"] * 10 + ["ok*3", "429:0.005", "503", "500", "drop", "badjson", "slow:0.02"]
+SELDOM = [
+    "400", "401", "402", "403", "404", "408", "409", "413", "418", "422", "429", "429:0",
+    "429:0.02", "501", "502", "504", "520", "599", "html:404", "html:502", "badjson",
+]  # fmt: skip
+
+
+def weather(words: int) -> str:
+    """A fault script, the same each time: every word of the vocabulary, the good ones most."""
+    chance = random.Random(26)
+    trip = ["503*18", "ok*8"]  # all threads fail at once: that is enough for the breaker
+    timeouts = ["timeout"] * (1 + words // 400)  # early: they take long, beside all the others
+    each_once = chance.sample([*SELDOM, *OFTEN], len(SELDOM) + len(OFTEN))
+    mixed = [chance.choice(SELDOM if number % 10 == 0 else OFTEN) for number in range(words)]
+    return ",".join([*trip, *timeouts, *each_once, *mixed, "ok*"])
+
+
+def error_made_of(answer: str) -> str:
+    """The error that an answer in the server's log must have become; "" for a good answer."""
+    if answer in ("drop", "timeout"):
+        return {"drop": "APIConnectionError", "timeout": "APITimeoutError"}[answer]
+    if answer.startswith("200"):
+        return "APIResponseValidationError" if "badjson" in answer else ""
+    return row_for_status(int(answer[:3])).error.__name__
+
+
+@dataclass
+class Storm:
+    """What all sides say of the same calls; an outcome is an error's name, or "" for an answer."""
+
+    outcomes: list[str]
+    failed_attempts: list[str]
+    metrics: Metrics
+    lines: list[dict[str, Any]]
+    answers: list[str]
+    starts: list[float]
+    bytes_kept: int  # by lib and what it calls, of what the last fifth made
+    threads_left: set[threading.Thread]
+
+
+@pytest.fixture(scope="module")
+def storm(tmp_path_factory: pytest.TempPathFactory) -> Storm:
+    """The calls are made once; each test looks at another side of them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return weathered(tmp_path_factory.mktemp("soak") / "errors.log", StartTimes(monkeypatch))
+
+
+def weathered(log: Path, times: StartTimes) -> Storm:
+    """Make the calls; what is kept of the last fifth shows a leak."""
+    outcomes: list[str] = []
+    failed_attempts: list[str] = []
+    starts: list[float] = []
+
+    class NotedLimiter(RateLimiter):
+        def acquire(self, timeout: float | None = None) -> float:
+            starts.append(times.of(super().acquire))
+            return 0.0
+
+    def note(error: Exception, *_: object) -> None:
+        failed_attempts.append(type(error).__name__)
+
+    def make(calls: Iterator[int]) -> None:
+        for _ in calls:  # shared: whoever is free takes the next
+            try:
+                robust.chat(HELLO)
+                outcomes.append("")
+            except (MistralError, CircuitOpenError) as error:
+                outcomes.append(type(error).__name__)
+                if isinstance(error, CircuitOpenError):
+                    time.sleep(0.05)  # as anybody would who is told that it is down
+
+    threads = set(threading.enumerate())
+    with MockServer(weather(CALLS)) as server, MistralClient(
+        "key", base_url=server.url, timeout=TIMEOUT
+    ) as client:  # fmt: skip
+        robust = ResilientMistralClient(
+            client,
+            retrier=Retrier(3, 0.01, 0.05, before_wait=note, on_give_up=note),
+            breaker=CircuitBreaker("soak", 10, 0.05, counts_as_failure=is_unhealthy),
+            limiter=NotedLimiter(60 * PER_SECOND),
+            logger=ErrorLogger(log),
+        )
+        first, last = iter(range(CALLS * 4 // 5)), iter(range(CALLS // 5))
+        at_once(THREADS, lambda: make(first))
+        tracemalloc.start()
+        at_once(THREADS, lambda: make(last))
+        bytes_kept = memory_in_use()
+        tracemalloc.stop()
+        answers = [request.answer for request in server.log]
+    return Storm(
+        outcomes=outcomes,
+        failed_attempts=failed_attempts,
+        metrics=robust.logger.metrics(),
+        lines=[json.loads(line) for line in log.read_text().splitlines()],
+        answers=answers,
+        starts=starts,
+        bytes_kept=bytes_kept,
+        threads_left=set(threading.enumerate()) - threads,
+    )
+
+
+def memory_in_use() -> int:
+    """Bytes taken since tracemalloc began, by all of lib but the server and by requests."""
+    gc.collect()
+    filters = [
+        tracemalloc.Filter(True, str(ROOT / "lib" / "*")),
+        tracemalloc.Filter(True, "*/site-packages/*"),
+        tracemalloc.Filter(False, str(ROOT / "lib" / "mock_server.py")),
+        tracemalloc.Filter(False, "*/_pytest/*"),
+    ]
+    statistics = tracemalloc.take_snapshot().filter_traces(filters).statistics("filename")
+    return sum(statistic.size for statistic in statistics)
+
+
+def test_every_call_ends_in_an_answer_or_a_named_error(storm: Storm) -> None:
+    """Any other error would have ended the storm."""
+    assert len(storm.outcomes) == CALLS * 4 // 5 + CALLS // 5
+    assert storm.outcomes.count("") > len(storm.outcomes) / 2
+
+
+def test_the_storm_had_every_weather(storm: Storm) -> None:
+    names = {error_made_of(answer) for answer in storm.answers}
+    assert len(names) == 13  # every class of errors.py, and the good answers
+    assert "CircuitOpenError" in storm.outcomes
+
+
+def test_the_metrics_agree_with_the_callers(storm: Storm) -> None:
+    failures = Counter(filter(None, storm.outcomes))
+    assert storm.metrics["total_requests"] == len(storm.outcomes)
+    assert storm.metrics["successful"] == storm.outcomes.count("")
+    assert storm.metrics["failed"] == failures.total()
+    assert storm.metrics["errors_by_type"] == dict(failures)
+
+
+def test_the_log_agrees_with_the_callers(storm: Storm) -> None:
+    logged = [line["error"]["class"] if line["error"] else "" for line in storm.lines]
+    assert Counter(logged) == Counter(storm.outcomes)
+    assert all(line["success"] == (line["error"] is None) for line in storm.lines)
+
+
+def test_the_servers_log_agrees_with_the_attempts(storm: Storm) -> None:
+    seen_by_server = Counter(error_made_of(answer) for answer in storm.answers)
+    seen_here = Counter(storm.failed_attempts)
+    del seen_here["CircuitOpenError"]  # none of those may have reached the server
+    assert seen_by_server.pop("") == storm.outcomes.count("")
+    assert seen_by_server == seen_here
+    assert sum(line["context"]["attempts"] for line in storm.lines) == len(storm.answers)
+
+
+def test_the_limit_holds_in_any_window(storm: Storm) -> None:
+    """As taken at the limiter: what happens to a request afterwards is not its business."""
+    assert len(storm.starts) == len(storm.answers)
+    for seconds in (0.1, 0.5, 1.0, 60.0):
+        allowed = (seconds + 0.02) * PER_SECOND + 1  # 20 ms for those who were woken late
+        assert most_in_any_window(storm.starts, seconds) <= allowed
+
+
+def test_no_thread_is_left(storm: Storm) -> None:
+    assert storm.threads_left == set()
+
+
+def test_memory_is_flat(storm: Storm) -> None:
+    """What is kept is the last hundred errors and a connection for each thread."""
+    assert storm.bytes_kept < 100_000
