@@ -8,7 +8,7 @@ BENCH := .venv-bench
 BENCH_BIN := $(BENCH)/$(notdir $(BIN))
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all run-storm check test bench clean
+.PHONY: help run-all run-storm check test soak bench clean
 
 help:
 	@echo "make run-all      run the six examples, one after the other"
@@ -16,7 +16,8 @@ help:
 	@echo "make run-storm    run the examples in bad weather (half a minute)"
 	@echo "make check N=1    check your work on exercise 1 (to 4), rule by rule"
 	@echo "make test         run the tests"
-	@echo "make bench        time the helpers beside what you might pick instead (a minute or two)"
+	@echo "make soak         16 threads, thousands of calls, every fault there is (half a minute)"
+	@echo "make bench        time the helpers beside what you might pick instead (two minutes)"
 	@echo "make clean        remove the virtual environments and caches"
 
 run-all: $(READY)
@@ -36,6 +37,9 @@ check: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: $(READY)
+	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py
 
 bench: $(BENCH)/installed
 	@PYTHONPATH=. $(BENCH_BIN)/python tests/benchmarks/bench.py

@@ -38,7 +38,7 @@ HELLO = [{"role": "user", "content": "Hello!"}]
 OFTEN = ["ok"] * 10 + ["ok*3", "429:0.005", "503", "500", "drop", "badjson", "slow:0.02"]
 SELDOM = [
     "400", "401", "402", "403", "404", "408", "409", "413", "418", "422", "429", "429:0",
-    "429:0.02", "501", "502", "504", "520", "599", "html:404", "html:502", "badjson",
+    "429:0.02", "501", "502", "504", "520", "599", "html:404", "html:502", "badjson", "cut",
 ]  # fmt: skip
 
 
@@ -56,6 +56,8 @@ def error_made_of(answer: str) -> str:
     """The error that an answer in the server's log must have become; "" for a good answer."""
     if answer in ("drop", "timeout"):
         return {"drop": "APIConnectionError", "timeout": "APITimeoutError"}[answer]
+    if answer == "200 (cut)":
+        return "APIConnectionError"
     if answer.startswith("200"):
         return "APIResponseValidationError" if "badjson" in answer else ""
     return row_for_status(int(answer[:3])).error.__name__
