@@ -56,6 +56,8 @@ _SECRET_IN_TEXT = re.compile(
 # One of these stands in every line that holds a match: a quick look before a slow one.
 _HINTS = ("key", "passw", "secret", "auth", "access", "bearer", "refresh", '"token"', "://")
 
+_strictly_json = json.JSONEncoder(allow_nan=False).encode
+
 
 class Metrics(TypedDict):
     """Counts since the start; ``success_rate`` in percent, with two decimals."""
@@ -194,7 +196,7 @@ class ErrorLogger:
     def _to_json(self, record: dict[str, Any]) -> str:
         """The record as one line of ASCII, without secrets."""
         with contextlib.suppress(Exception):
-            line = json.dumps(record, allow_nan=False)
+            line = _strictly_json(record)
             lowered = line.lower()
             if not any(hint in lowered for hint in self._hints):
                 return line  # as nearly all are: plain JSON that holds nothing to hide

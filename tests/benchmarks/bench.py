@@ -1,0 +1,355 @@
+"""This project beside what you might pick instead: ``make bench``.
+
+Each row does one job in every library, which is set up to do the same: the same limits,
+the same waits, no log beyond the one that is measured. Where two ways lead to the same,
+the quicker one stands here. What a library can't do is said beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import backoff
+import limits
+import psutil
+import pyrate_limiter as pyrate
+import requests
+import stamina
+import tenacity
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
+from measure import (
+    OURS,
+    Call,
+    Row,
+    beside_ours,
+    call_costs,
+    in_threads,
+    in_turns,
+    medians,
+    quickest_peer,
+    wall_time,
+)
+from mistralai.client import Mistral
+from peers import (
+    PlainJson,
+    answer,
+    described,
+    file_logger,
+    guarded,
+    is_final,
+    is_retryable,
+    loguru_logger,
+    mock_server,
+    slow_answer,
+    structlog_logger,
+)
+from pythonjsonlogger.json import JsonFormatter
+
+from lib.circuit_breaker import CircuitBreaker
+from lib.client import MistralClient
+from lib.error_logger import ErrorLogger
+from lib.fallback import FallbackHandler
+from lib.rate_limiter import RateLimiter
+from lib.retry import Retrier
+
+
+def retry_that_succeeds_at_once() -> Row:
+    """Three attempts, backoff up to 30 s, jitter; none of it needed."""
+    ours = Retrier(max_attempts=3, base_delay=1.0, max_delay=30.0)
+    with_tenacity = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(3),
+        wait=tenacity.wait_random_exponential(multiplier=1, max=30),
+        retry=tenacity.retry_if_exception(is_retryable),
+        reraise=True,
+    )
+    # stamina has no full jitter, only so many seconds at most on top. None of the three
+    # knows Retry-After unless told how to find it; a call that succeeds never asks.
+    with_stamina = stamina.retry(
+        on=is_retryable, attempts=3, timeout=None, wait_initial=1.0, wait_max=30.0
+    )
+    with_backoff = backoff.on_exception(
+        backoff.expo, Exception, max_tries=3, max_value=30, giveup=is_final, logger=None
+    )
+    costs = call_costs(
+        {
+            OURS: partial(ours.call, answer),
+            "tenacity": partial(with_tenacity, answer),
+            "stamina": with_stamina(answer),
+            "backoff": with_backoff(answer),
+        },
+        rounds=100,
+        batch=1000,
+    )
+    return Row(
+        "a retry that succeeds at once",
+        "at most 0.25 of the quickest peer's cost",
+        costs[OURS] <= 0.25 * quickest_peer(costs),
+        beside_ours(costs, "µs"),
+    )
+
+
+def call_through_a_closed_breaker() -> Row:
+    """The circuit is closed and the call succeeds."""
+    costs = call_costs(guarded(answer), rounds=200, batch=1000)
+    return Row(
+        "a call through a closed breaker",
+        "no more than the quickest peer's cost",
+        costs[OURS] <= quickest_peer(costs),
+        beside_ours(costs, "µs"),
+    )
+
+
+def closed_breaker_with_8_threads() -> Row:
+    """Eight threads share a breaker; each of their calls takes 20 ms."""
+
+    def slowdown(call: Call) -> float:
+        return wall_time(call, times=10, threads=8) / wall_time(call, times=10, threads=1)
+
+    calls = {**guarded(slow_answer), "no breaker at all": slow_answer}
+    measures = {name: partial(slowdown, call) for name, call in calls.items()}
+    slowdowns = medians(in_turns(measures, rounds=5))
+    return Row(
+        "the same with 8 threads and a call of 20 ms: time beside one thread's",
+        "1.0 to 1.1",
+        slowdowns[OURS] <= 1.1,
+        beside_ours(slowdowns, "x"),
+    )
+
+
+def uncontended_reservation() -> Row:
+    """One thread, 1200 a minute, in memory; nobody is refused."""
+    # The peers' windows are emptied after 500. Ours books ahead instead, at the same cost.
+    ours = RateLimiter(max_requests_per_minute=1200)
+    rate = limits.RateLimitItemPerMinute(1200)
+    moving = MovingWindowRateLimiter(MemoryStorage())
+    fixed = FixedWindowRateLimiter(MemoryStorage())
+    log = pyrate.Limiter(pyrate.Rate(1200, pyrate.Duration.MINUTE))
+    gcra = pyrate.Limiter(pyrate.StateBucket([pyrate.Rate(1200, pyrate.Duration.MINUTE)]))
+
+    def empty() -> None:
+        moving.clear(rate, "api")
+        fixed.clear(rate, "api")
+        for bucket in log.buckets() + gcra.buckets():
+            bucket.flush()
+
+    costs = call_costs(
+        {
+            OURS: ours.reserve,
+            "limits, moving window": partial(moving.hit, rate, "api"),
+            "limits, fixed window": partial(fixed.hit, rate, "api"),
+            "pyrate-limiter, sliding window": partial(log.try_acquire, "api", blocking=False),
+            "pyrate-limiter, GCRA": partial(gcra.try_acquire, "api", blocking=False),
+        },
+        rounds=100,
+        batch=500,
+        before=empty,
+    )
+    return Row(
+        "an uncontended reservation",
+        "at most 0.5 of the quickest peer's cost",
+        costs[OURS] <= 0.5 * quickest_peer(costs),
+        beside_ours(costs, "µs"),
+    )
+
+
+def share_of_the_allowed_rate() -> Row:
+    """Eight threads wait for 1200 starts a minute: how many do they get, and how many at most?
+
+    All limiters at once, since it takes a minute. limits isn't here: it refuses, but can't wait.
+    """
+
+    def evenly() -> pyrate.StateBucket:
+        """Spaced as ours are; a sliding window lets a whole crowd start at once."""
+        return pyrate.StateBucket([pyrate.Rate(1200, 60_000, burst=1)])
+
+    waits: dict[str, Call] = {
+        OURS: RateLimiter(1200).acquire,
+        "pyrate-limiter, 1200 a minute": pyrate.Limiter(pyrate.Rate(1200, 60_000)).try_acquire,
+        "pyrate-limiter, 20 a second": pyrate.Limiter(pyrate.Rate(20, 1000)).try_acquire,
+        "pyrate-limiter, GCRA": pyrate.Limiter(evenly()).try_acquire,
+        "pyrate-limiter, GCRA, buffer_ms=0": pyrate.Limiter(evenly(), buffer_ms=0).try_acquire,
+    }
+
+    def starts(wait: Call) -> list[float]:
+        taken: list[float] = []
+        end = time.perf_counter() + 65
+
+        def work() -> None:
+            while len(taken) < 1220 and time.perf_counter() < end:
+                wait()
+                taken.append(time.perf_counter())
+
+        in_threads(work, 8)
+        return sorted(taken)
+
+    def share(taken: list[float]) -> float:
+        """At the full rate, start number 1200 comes a minute after start number 0."""
+        last = min(1200, len(taken) - 1)
+        return 100 * (last / 20) / (taken[last] - taken[0])
+
+    def fullest_minute(taken: list[float]) -> float:
+        """Less 50 ms, by which a thread on a busy machine may note its start too late."""
+        return max(sum(0 <= t - first < 59.95 for t in taken) for first in taken) / 1200
+
+    with ThreadPoolExecutor(len(waits)) as pool:
+        runs = dict(zip(waits, pool.map(starts, waits.values()), strict=True))
+    return Row(
+        "the share of 1200 starts a minute that 8 threads get; beside it the fullest minute / 1200",
+        "at least 99 %, and never above 1.00",
+        share(runs[OURS]) >= 99 and fullest_minute(runs[OURS]) <= 1,
+        [(name, f"{share(run):.1f} %", f"{fullest_minute(run):.3f}") for name, run in runs.items()],
+    )
+
+
+def log_line() -> Row:
+    """A failed call as a JSON line: the same fields in each file, flushed line by line.
+
+    Ours also counts, looks for secrets, and opens the file anew, so that it can be rotated.
+    """
+    error = TimeoutError("api.mistral.ai did not answer in time")
+    context = {"model": "mistral-small-latest", "attempts": 3}
+
+    def fields() -> dict[str, Any]:
+        return {"success": False, "error": described(error), "context": context}
+
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        ours = ErrorLogger(folder / "ours.log")
+        with_logging = file_logger(folder / "logging.log", PlainJson(), stack)
+        json_logger = JsonFormatter([], timestamp=True)
+        with_json_logger = file_logger(folder / "json-logger.log", json_logger, stack)
+        with_structlog = structlog_logger(folder / "structlog.log", stack)
+        with_loguru = loguru_logger(folder / "loguru.log", stack)
+        calls: dict[str, Call] = {
+            OURS: lambda: ours.log_request("chat", False, error, context),
+            "logging, formatter by hand": lambda: with_logging.error({"type": "chat", **fields()}),
+            "logging, python-json-logger": lambda: with_json_logger.error(
+                {"type": "chat", **fields()}
+            ),
+            "structlog": lambda: with_structlog.error("chat", **fields()),
+            "loguru": lambda: with_loguru.error("chat", **fields()),
+        }
+        costs = call_costs(calls, rounds=150, batch=50)
+        records = [json.loads(path.read_text().splitlines()[0]) for path in folder.iterdir()]
+    assert len(records) == len(calls)
+    assert all({**record, "timestamp": ""} == {**records[0], "timestamp": ""} for record in records)
+    return Row(
+        "a log line",
+        "no more than logging's cost",
+        costs[OURS] <= min(cost for name, cost in costs.items() if name.startswith("logging")),
+        beside_ours(costs, "µs"),
+    )
+
+
+def chat_call() -> Row:
+    """One call to the mock server in another process, over a connection that is kept."""
+    model = "mistral-small-latest"
+    messages: list[Any] = [{"role": "user", "content": "Hello!"}]
+    with (
+        mock_server() as url,
+        requests.Session() as session,
+        MistralClient("k", base_url=url) as ours,
+    ):
+        sdk = Mistral(api_key="k", server_url=url.removesuffix("/v1"), timeout_ms=60_000)
+
+        def bare_post() -> Any:
+            return session.post(
+                f"{url}/chat/completions",
+                json={"model": model, "messages": messages},
+                headers={"Authorization": "Bearer k"},
+                timeout=(5.0, 60.0),
+            ).json()
+
+        bare = "requests.Session().post(...).json()"
+        costs = call_costs(
+            {
+                OURS: partial(ours.chat, messages, model=model),
+                bare: bare_post,
+                "mistralai": partial(sdk.chat.complete, model=model, messages=messages),
+            },
+            rounds=100,
+            batch=5,
+        )
+    return Row(
+        "a chat call",
+        "at most 1.15 times the bare session's cost",
+        costs[OURS] <= 1.15 * costs[bare],
+        beside_ours(costs, "µs"),
+    )
+
+
+def memory_after_a_million_operations() -> Row:
+    """By how much each helper makes the process grow, once it is warm."""
+    fallback = FallbackHandler()
+    fallback.add_strategy("only", lambda context: "Hello!")
+    logger = ErrorLogger(os.devnull)
+    operations: dict[str, Call] = {
+        "Retrier": partial(Retrier().call, answer),
+        "CircuitBreaker": partial(CircuitBreaker("api").call, answer),
+        "RateLimiter": RateLimiter(1200).reserve,
+        "FallbackHandler": fallback.execute,
+        "ErrorLogger": partial(logger.log_request, "chat", False, TimeoutError("no answer")),
+    }
+
+    def growth(operation: Call) -> int:
+        """In bytes."""
+        process = psutil.Process()
+        wall_time(operation, times=10_000, threads=1)
+        before = process.memory_info().rss
+        wall_time(operation, times=1_000_000, threads=1)
+        return int(process.memory_info().rss - before)
+
+    grown = {name: growth(operation) for name, operation in operations.items()}
+    return Row(
+        "memory after a million operations of each helper",
+        "flat: less than a byte an operation",
+        max(grown.values()) < 1_000_000,
+        [(name, f"{size // 1024:+,} KiB", "") for name, size in grown.items()],
+    )
+
+
+ROWS = (
+    retry_that_succeeds_at_once,
+    call_through_a_closed_breaker,
+    closed_breaker_with_8_threads,
+    uncontended_reservation,
+    share_of_the_allowed_rate,
+    log_line,
+    chat_call,
+    memory_after_a_million_operations,
+)
+
+
+def heading() -> str:
+    pins = (Path(__file__).parent / "requirements.txt").read_text().splitlines()
+    names = [pin.partition("==")[0] for pin in pins if "==" in pin]
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    return (
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, "
+        f"{os.cpu_count()} cores\n{textwrap.fill(versions, 76)}\n\n"
+        "Everybody in turns, many rounds (the share of a rate: all in the same minute).\n"
+        "The columns: the median, and how many times this project's median it is:\n"
+        "4.00 is four times our cost, 0.50 half of it.\n"
+    )
+
+
+def main() -> None:
+    print(heading())
+    for row in ROWS:
+        print(row(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
