@@ -121,7 +121,7 @@ class ErrorLogger:
     ) -> None:
         """Record one request: its ``type`` ("chat"), its outcome and what is worth knowing.
 
-        Raises nothing: what is not JSON in ``context`` is written as its repr.
+        Raises nothing: what is not JSON in ``context`` is written as text.
         """
         record = {
             "timestamp": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
