@@ -48,7 +48,7 @@ def run_lesson(lesson: Lesson, *, faults: str = "", storm: Lesson | None = None)
             lesson = storm
         key = setting("MISTRAL_API_KEY")
         if key and not options.offline and options.faults is None:
-            code = _run_live(lesson, key, options)
+            code = _run_live(lesson, faults, key, options)
         else:
             code = _run_offline(lesson, faults, options)
         if sys.stdout:
@@ -73,13 +73,15 @@ def log_file() -> str:
     return setting("MISTRAL_LOG_FILE", str(ROOT / "mistral_errors.log"))
 
 
-def _run_live(lesson: Lesson, key: str, options: argparse.Namespace) -> int:
+def _run_live(lesson: Lesson, faults: str, key: str, options: argparse.Namespace) -> int:
     base_url = setting("MISTRAL_BASE_URL", DEFAULT_BASE_URL)
     try:
         client = _LiveClient(key, base_url=base_url, timeout=(5.0, _timeout(LIVE_TIMEOUT)))
     except ValueError as error:
         return _fail(str(error), 2)
     _say(f"Live: {base_url} answers, and may charge for it; --offline asks a mock server.")
+    if faults:
+        _say("The failures of this lesson are the mock server's: --offline shows them.")
     if options.trace:
         _say("--trace shows the mock server's view: add --offline.")
     with client:

@@ -103,3 +103,17 @@ def test_a_model_that_is_not_there_is_a_case_for_the_smaller_one(
     assert run_in_process("05_fallbacks", monkeypatch) == 0
 
     assert capsys.readouterr().out == HEADING + SMALLER + "Response: 42\n\n"
+
+
+def test_live_it_says_that_the_failures_are_shown_offline(
+    api: responses.RequestsMock,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    api.post(CHAT_URL, json=completion("42"))
+
+    assert run_in_process("05_fallbacks", monkeypatch) == 0
+
+    out, err = capsys.readouterr()
+    assert out.endswith("Response: 42\n\n")
+    assert "The failures of this lesson are the mock server's: --offline shows them." in err
