@@ -56,13 +56,11 @@ def main(client: MistralClient) -> None:
             print(f"  ✗ Unexpected Error: {error}")
         print()
 
-    safe_api_call(client, HELLO, model="invalid-model-name")  # says why on stderr
-
 
 def safe_api_call(
     client: MistralClient, messages: list[dict[str, str]], model: str = "mistral-small-latest"
 ) -> str | None:
-    """The text of the answer, or None; the log says why. For callers who can do without."""
+    """To copy: the text of the answer, or None, and the log says why."""
     try:
         return client.chat(messages, model=model).content
     except AuthenticationError:

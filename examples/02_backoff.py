@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.client import MistralClient
 from lib.demo import run_lesson
-from lib.errors import APIStatusError, MistralError
+from lib.errors import MistralError
 from lib.retry import Retrier
 
 MAX_ATTEMPTS = 3
@@ -51,12 +51,12 @@ def print_wait(error: Exception, attempt: int, delay: float) -> None:
 
 
 def print_give_up(error: Exception, attempt: int) -> None:
-    if attempt == MAX_ATTEMPTS:
+    if not getattr(error, "retryable", False):
+        print(f" Failed (non-retryable): {getattr(error, 'status_code', type(error).__name__)}")
+    elif attempt == MAX_ATTEMPTS:
         print(" Failed (retryable).\n  All retries exhausted.")
-    elif isinstance(error, APIStatusError) and not error.retryable:
-        print(f" Failed (non-retryable): {error.status_code}")
     else:
-        print(" Failed (not worth the wait).")
+        print(" Failed (retryable, but the wait is too long).")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def paced_chat(client: MistralClient, limiter: RateLimiter, prompt: str) -> Chat
     messages = [{"role": "user", "content": prompt}]
     wait = limiter.reserve()
     if wait > 0:
-        shown = math.ceil(wait * 10) / 10  # rounded up: never announce less than it will be
+        shown = math.ceil(wait * 2) / 2  # up to half a second: never announce less than it is
         print(f"Rate limiting: waiting {shown:g}s")
         time.sleep(wait)
     try:

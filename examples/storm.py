@@ -46,15 +46,22 @@ STORMS = (
 
 
 def main() -> None:
-    for storm in STORMS:
-        if not storm.script.startswith(tuple(sys.argv[1:]) or ""):
-            continue
+    chosen = [storm for storm in STORMS if storm.script.startswith(tuple(sys.argv[1:]) or "")]
+    if not chosen:
+        print("Which example? Give its number, 01 to 06, or none for all.", file=sys.stderr)
+        sys.exit(2)
+    for storm in chosen:
         print(f"$ python examples/{storm.script}.py --faults '{storm.faults}'", flush=True)
         script = EXAMPLES / f"{storm.script}.py"
         child = subprocess.run([sys.executable, script, "--faults", storm.faults], check=False)
+        if child.returncode in (130, 141):  # Ctrl-C, or nobody reads on
+            sys.exit(child.returncode)
         if child.returncode:
             sys.exit(f"{storm.script} ended with {child.returncode} in the weather {storm.faults}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -76,9 +76,13 @@ class CircuitBreaker:
         counts_as_failure: Callable[[Exception], bool] = says_unhealthy,
     ) -> None:
         if not (isinstance(failure_threshold, int) and failure_threshold >= 1):
-            raise ValueError(f"failure_threshold must be 1 or more, not {failure_threshold!r}")
+            raise ValueError(
+                f"failure_threshold must be a whole number from 1, not {failure_threshold!r}"
+            )
         if not 0 <= recovery_timeout < math.inf:
-            raise ValueError(f"recovery_timeout must be seconds from 0, not {recovery_timeout!r}")
+            raise ValueError(
+                f"recovery_timeout must be finite seconds from 0, not {recovery_timeout!r}"
+            )
         self.name = name
         self.failure_threshold = failure_threshold
         self.recovery_timeout = recovery_timeout
@@ -87,7 +91,9 @@ class CircuitBreaker:
         self._failures = 0
         self._opened_at: float | None = None  # None: closed
         self._probing = False
-        self._era = 0  # goes up with every trip: how a call from before it ends is no news
+        # Goes up whenever the circuit opens. A call remembers the era it began in; if another
+        # one has come when it ends, it says nothing about the service of now.
+        self._era = 0
 
     @property
     def state(self) -> State:
@@ -98,7 +104,10 @@ class CircuitBreaker:
             return "open" if self._seconds_left(self._opened_at) > 0 else "half-open"
 
     def call(self, operation: Callable[[], T]) -> T:
-        """The operation's result or its own error; CircuitOpenError if it wasn't called."""
+        """The operation's result or its own error; CircuitOpenError if it wasn't called.
+
+        The operation must be over when it returns: no coroutine, no generator.
+        """
         era = self._admit()
         healthy = None  # says nothing, until we know
         try:
@@ -114,8 +123,8 @@ class CircuitBreaker:
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         """The breaker as a decorator."""
-        if inspect.iscoroutinefunction(function):
-            raise TypeError("an async function only starts when awaited: guard what it calls")
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError("an async or generator function only starts later: guard what it calls")
 
         @functools.wraps(function)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -2,8 +2,8 @@
 """One chat call to the Mistral API over requests, whose every failure is a named error.
 
 The client does not retry, wait or fall back: that is what the other files are for.
-It makes sure that a call ends in an answer or in one error of ``errors.py``, that it
-never hangs, and that the API key goes to the API and nowhere else.
+It makes sure that a call ends in an answer or in one error of ``errors.py``, that silence
+never lasts longer than the timeout, and that the API key goes to the API and nowhere else.
 Needs ``requests`` and ``errors.py``.
 """
 
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import json
 import socket
 import ssl
+import sys
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from .errors import (
     APIResponseValidationError,
     APIStreamBrokenError,
     APITimeoutError,
+    InvalidRequestError,
     MistralError,
     error_from_response,
 )
@@ -109,11 +112,11 @@ class MistralClient:
         ``messages`` are ``{"role": ..., "content": ...}``, the oldest first;
         ``parameters`` go to the API as they are (``temperature=0.2``).
 
-        Raises ValueError for a request that cannot be right, before it is sent, and
-        a MistralError for everything that can go wrong afterwards.
+        Raises InvalidRequestError (a ValueError) for a request that cannot be right, before
+        it is sent, and a MistralError for everything that can go wrong afterwards.
         """
         if parameters.get("stream"):
-            raise ValueError("chat() returns whole answers: for pieces, call stream()")
+            raise InvalidRequestError("chat() returns whole answers: for pieces, call stream()")
         payload = _payload(messages, model, max_tokens, parameters)
         return _completion(self._request("POST", "/chat/completions", payload))
 
@@ -184,6 +187,7 @@ class MistralClient:
     ) -> Iterator[requests.Response]:
         """Send a request, and hand out a 2xx answer to be read; all else is a MistralError."""
         body = None if payload is None else _to_json(payload)
+        handled = sys.exc_info()[1]  # the caller may be in an except clause: no cause of ours
         try:
             with self._session.request(
                 method,
@@ -207,7 +211,7 @@ class MistralClient:
         except (OSError, urllib3.exceptions.HTTPError) as error:
             shown = "".join(traceback.format_exception(error))
             cause = None if self._auth.key in shown else error
-            raise _connection_error(error, self._host) from cause
+            raise _connection_error(error, handled, self._host) from cause
 
 
 class _BearerAuth(AuthBase):
@@ -271,17 +275,17 @@ def _checked_timeout(timeout: float | tuple[float, float]) -> tuple[float, float
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError for what the API would refuse, without spending a request on it."""
+    """Raise InvalidRequestError for what the API would refuse, without spending a request on it."""
     if not isinstance(messages, (list, tuple)) or not messages:
         example = '[{"role": "user", "content": "Hello!"}]'
-        raise ValueError(f"messages must be a list such as {example}")
+        raise InvalidRequestError(f"messages must be a list such as {example}")
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in ROLES:
-            raise ValueError(f"messages[{index}] needs a role: one of {', '.join(ROLES)}")
+            raise InvalidRequestError(f"messages[{index}] needs a role: one of {', '.join(ROLES)}")
         content = message.get("content")
         if role in ("system", "user") and not (isinstance(content, (str, list)) and content):
-            raise ValueError(f"messages[{index}] needs content: some text")
+            raise InvalidRequestError(f"messages[{index}] needs content: some text")
 
 
 def _payload(
@@ -301,7 +305,7 @@ def _to_json(payload: dict[str, Any]) -> bytes:
     try:
         return json.dumps(payload, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"the request cannot be written as JSON: {error}") from error
+        raise InvalidRequestError(f"the request cannot be written as JSON: {error}") from error
 
 
 def _read(response: requests.Response) -> bytes:
@@ -316,7 +320,8 @@ def _events(response: requests.Response) -> Iterator[Any]:
         raise APIResponseValidationError("the answer is no stream of events")
     pending, size = bytearray(), 0
     # Without chunks there is no telling where a piece ends, so it is taken byte by byte.
-    for received in response.raw.stream(65536 if response.raw.chunked else 1, decode_content=True):
+    stream = response.raw.stream(65536 if response.raw.chunked else 1, decode_content=True)
+    for received in stream:
         size += len(received)
         if size > MAX_ANSWER_BYTES:
             raise APIResponseValidationError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
@@ -327,6 +332,9 @@ def _events(response: requests.Response) -> Iterator[Any]:
         for line in lines:
             name, _, data = line.partition(b":")
             if name == b"data" and data.strip() == b"[DONE]":
+                # Read the body's end, too: only then can the connection be used again.
+                with contextlib.suppress(OSError, urllib3.exceptions.HTTPError):
+                    next(stream, b"")
                 return
             if name == b"data":
                 yield _parsed(data)
@@ -396,9 +404,11 @@ def _chunk_text(content: Any) -> str:
     return content
 
 
-def _connection_error(error: Exception, host: str) -> APIConnectionError:
+def _connection_error(
+    error: Exception, handled: BaseException | None, host: str
+) -> APIConnectionError:
     """Name what lies under an exception of requests or urllib3, however deep it is wrapped."""
-    for reason in _causes(error):
+    for reason in itertools.takewhile(lambda cause: cause is not handled, _causes(error)):
         if isinstance(reason, urllib3.exceptions.NewConnectionError):
             continue  # a timeout by its class alone: what it was raised from says what it is
         if isinstance(reason, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):

@@ -56,6 +56,8 @@ def run_lesson(lesson: Lesson, *, faults: str = "", storm: Lesson | None = None)
     except KeyboardInterrupt:
         code = 130
     except OSError as error:
+        if error.filename is not None:
+            raise  # a file of the lesson's own: stdout has no name
         code = _stdout_is_gone(error)
     except MistralError as error:
         code = _fail(explain(error), 1)
@@ -64,7 +66,7 @@ def run_lesson(lesson: Lesson, *, faults: str = "", storm: Lesson | None = None)
 
 def setting(name: str, default: str = "") -> str:
     """A setting from the environment or, if it isn't there, from the ``.env`` file."""
-    value = os.environ.get(name, _env_file().get(name))
+    value = os.environ[name] if name in os.environ else _env_file().get(name)
     return value or default
 
 
@@ -79,9 +81,9 @@ def _run_live(lesson: Lesson, faults: str, key: str, options: argparse.Namespace
         client = _LiveClient(key, base_url=base_url, timeout=(5.0, _timeout(LIVE_TIMEOUT)))
     except ValueError as error:
         return _fail(str(error), 2)
-    _say(f"Live: {base_url} answers, and may charge for it; --offline asks a mock server.")
+    _say(f"Live: requests go to {base_url}, which may charge for them; --offline is free.")
     if faults:
-        _say("The failures of this lesson are the mock server's: --offline shows them.")
+        _say("The weather of this lesson is the mock server's: --offline shows it.")
     if options.trace:
         _say("--trace shows the mock server's view: add --offline.")
     with client:
@@ -95,7 +97,8 @@ def _run_offline(lesson: Lesson, faults: str, options: argparse.Namespace) -> in
         server = MockServer(faults if options.faults is None else options.faults)
     except ValueError as error:
         return _fail(str(error), 2)
-    _say(f"Offline: a mock server at {server.url} answers; with MISTRAL_API_KEY, the real API.")
+    hint = "" if setting("MISTRAL_API_KEY") else "; with MISTRAL_API_KEY, the real API does"
+    _say(f"Offline: a mock server at {server.url} answers{hint}.")
     with server, MistralClient("no-key", base_url=server.url, timeout=timeout) as client:
         try:
             lesson(client)

@@ -135,6 +135,16 @@ class InternalServerError(APIStatusError):
     """5xx: the fault is the server's."""
 
 
+class InvalidRequestError(ValueError):
+    """The request cannot be right, so it was not sent: a mistake in the calling program.
+
+    Not a MistralError, since nothing went wrong at the API; but marked like one, so that
+    it is not retried, opens no circuit and is not hidden by a fallback.
+    """
+
+    retryable = False
+
+
 class ErrorRow(NamedTuple):
     """One line of the error table; ``status`` is None where any other one is meant."""
 

@@ -40,7 +40,11 @@ class AllStrategiesFailedError(Exception):
 
 
 def is_callers_mistake(error: Exception) -> bool:
-    """Is it marked ``retryable = False`` (a bad key or request)? A fallback would hide it."""
+    """Is it marked ``retryable = False``: mostly a bad key or request, which a fallback would hide?
+
+    A missing model or an unreadable answer is marked so, too. Where another strategy may
+    help with these, give the handler a ``stop_on`` of your own.
+    """
     return getattr(error, "retryable", None) is False
 
 

@@ -160,7 +160,7 @@ class MockServer:
         self._log: deque[LoggedRequest] = deque(maxlen=MAX_LOG_ENTRIES)
         self._lock = threading.Lock()
         self._server = _Server(port, self)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Pace requests so that a limit is never hit: one start every 60/n seconds, no more.
+"""Pace requests so that a limit is never hit: n starts a minute, evenly spaced, no more.
 
 Copy this file alone: it needs the standard library only.
 
@@ -11,7 +11,7 @@ Copy this file alone: it needs the standard library only.
 
 A limiter that allows 60 in each clock minute lets 120 pass around the minute's turn.
 Spacing the starts evenly cannot: no 60 seconds ever hold more than 60 of them.
-After the leaky bucket of J. Turner (1986), as a meter with no bucket to fill.
+The idea is the leaky bucket of J. Turner (1986), with no room in it for a burst.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class RateLimiter:
         self._lock = threading.Lock()
 
     def reserve(self) -> float:
-        """Book the next slot for good; returns the seconds until it, for the caller to wait."""
+        """Book the next slot for good; returns the seconds until it, for the caller to wait.
+
+        For callers who want to tell of the wait, or to wait in their own way.
+        """
         with self._lock:
             now = time.monotonic()
             slot = max(now, self._earliest_start())
@@ -56,8 +59,9 @@ class RateLimiter:
         """Wait for a free slot and take it; returns the seconds waited.
 
         A slot is taken when it starts, not before: a caller that gives up, or is
-        interrupted, uses none, and a ``pause`` holds those who wait already. Raises
-        TimeoutError, at once, when no slot can come within ``timeout`` seconds.
+        interrupted, uses none, and a ``pause`` holds those who wait already. Those who wait
+        are let through in no order. Raises TimeoutError, at once, when no slot can come
+        within ``timeout`` seconds.
         """
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout must be 0 or more seconds, not {timeout!r}")
@@ -66,9 +70,9 @@ class RateLimiter:
             with self._lock:
                 wait = self._earliest_start() - now
                 if wait <= 0:
-                    # Who was woken a bit late starts late, but those behind need not.
-                    on_time = begun < now < self._next_slot + self._interval
-                    self._take(self._next_slot if on_time else now, now)
+                    # Who waited and woke a bit late starts late, but those behind need not.
+                    woke_late = begun < now < self._next_slot + self._interval
+                    self._take(self._next_slot if woke_late else now, now)
                     return now - begun
             if timeout is not None and now + wait > begun + timeout:
                 raise TimeoutError(f"no request may start within {timeout:g} s")
@@ -76,7 +80,7 @@ class RateLimiter:
             now = time.monotonic()
 
     def pause(self, seconds: float) -> None:
-        """Let nobody start for so many seconds: for the Retry-After of a 429."""
+        """Let nobody start for so many seconds, but who has reserved: for a 429's Retry-After."""
         if not 0 <= seconds < math.inf:
             raise ValueError(f"seconds must be a finite number from 0, not {seconds!r}")
         with self._lock:

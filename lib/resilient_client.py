@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""All five together: a client that recovers by itself and tells what it went through.
+"""Put together: a client that retries, guards, paces and logs. A fallback goes around it.
 
     log( retry( breaker( limiter( call ))))
 
@@ -21,7 +21,7 @@ from typing import Any, TypedDict, TypeVar
 from .circuit_breaker import CircuitBreaker
 from .client import ChatCompletion, MistralClient
 from .error_logger import ErrorLogger
-from .errors import APIResponseValidationError, MistralError, RateLimitError
+from .errors import APIConnectionError, APIResponseValidationError, MistralError, RateLimitError
 from .rate_limiter import RateLimiter
 from .retry import Retrier
 
@@ -86,14 +86,19 @@ class ResilientMistralClient:
         """The result of ``operation(client)``, retried, guarded, paced and logged.
 
         ``context`` goes to the log, with the number of attempts that were sent. Raises
-        the last attempt's own error, or CircuitOpenError where the circuit is open.
+        the last attempt's own error, CircuitOpenError where the circuit is open, or
+        TimeoutError where the limiter has no slot within the retrier's deadline.
+
+        The operation must be over when it returns: of a stream, return the joined text.
         """
         attempts_sent = 0
+        begun, deadline = time.monotonic(), self.retrier.deadline
         known: dict[str, Any] = dict(context or {})
 
         def call() -> T:
             nonlocal attempts_sent
-            self.limiter.acquire()
+            left = None if deadline is None else max(0.0, begun + deadline - time.monotonic())
+            self.limiter.acquire(left)
             attempts_sent += 1
             try:
                 return operation(self.client)
@@ -135,6 +140,6 @@ class ResilientMistralClient:
 
 def is_unhealthy(error: Exception) -> bool:
     """Does the error speak against the API? An HTML page with a 200 does, a 401 does not."""
-    return isinstance(error, APIResponseValidationError) or (
+    return isinstance(error, (APIConnectionError, APIResponseValidationError)) or (
         isinstance(error, MistralError) and error.retryable
     )

@@ -84,7 +84,8 @@ class Retrier:
     def call(self, operation: Callable[[], T]) -> T:
         """The operation's result, or the original error of its last attempt.
 
-        Only errors whose ``retryable`` is true are tried again; Ctrl-C never is.
+        Only errors whose ``retryable`` is true are tried again; Ctrl-C never is. The
+        operation must be over when it returns: no coroutine, no generator.
         """
         start = time.monotonic()
         for attempt in itertools.count(1):

@@ -54,6 +54,11 @@ class Background:
         self._folder.cleanup()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that wait for children come last: by then those have ended."""
+    items.sort(key=lambda item: hasattr(getattr(item, "module", None), "children"))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     modules = dict.fromkeys(getattr(item, "module", None) for item in session.items)
     having_children = [module for module in modules if module and hasattr(module, "children")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import responses
 
@@ -93,3 +95,44 @@ def test_retry_after_is_waited_for_instead_of_the_backoff(
     assert run_in_process("02_backoff", monkeypatch) == 0
 
     assert clock.waits == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("last", "line"),
+    [
+        pytest.param({"status": 401}, "401", id="a status"),
+        pytest.param({"body": "<html>"}, "APIResponseValidationError", id="no status"),
+    ],
+)
+def test_an_error_that_stays_is_named_in_the_last_attempt_too(
+    last: dict[str, Any],
+    line: str,
+    api: responses.RequestsMock,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for _ in range(2):
+        api.post(CHAT_URL, status=503, json=error_body("Service unavailable."))
+    api.post(CHAT_URL, **last)
+
+    assert run_in_process("02_backoff", monkeypatch) == 0
+
+    out = capsys.readouterr().out
+    assert f"  Attempt 3/3... Failed (non-retryable): {line}\n" in out
+    assert "exhausted" not in out
+
+
+def test_a_wait_that_is_too_long_is_not_waited_for(
+    api: responses.RequestsMock,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    api.post(CHAT_URL, status=429, json=error_body("Later"), headers={"Retry-After": "86400"})
+
+    assert run_in_process("02_backoff", monkeypatch) == 0
+
+    line = "  Attempt 1/3... Failed (retryable, but the wait is too long).\nFailed: Later\n"
+    assert line in capsys.readouterr().out
+    assert clock.waits == []

@@ -105,7 +105,7 @@ def test_a_model_that_is_not_there_is_a_case_for_the_smaller_one(
     assert capsys.readouterr().out == HEADING + SMALLER + "Response: 42\n\n"
 
 
-def test_live_it_says_that_the_failures_are_shown_offline(
+def test_live_it_says_that_its_weather_is_shown_offline(
     api: responses.RequestsMock,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -116,4 +116,4 @@ def test_live_it_says_that_the_failures_are_shown_offline(
 
     out, err = capsys.readouterr()
     assert out.endswith("Response: 42\n\n")
-    assert "The failures of this lesson are the mock server's: --offline shows them." in err
+    assert "The weather of this lesson is the mock server's: --offline shows it." in err

@@ -11,7 +11,7 @@ import pickle
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -514,6 +514,14 @@ def test_a_decorated_function_keeps_its_name_its_text_and_its_signature() -> Non
 
     assert (ask.__name__, ask.__doc__) == ("ask", "Ask politely.")
     assert str(inspect.signature(ask)) == "(prompt: 'str', *, patience: 'float' = 1.5) -> 'str'"
+
+
+def test_a_generator_function_is_refused_as_it_only_starts_when_read() -> None:
+    with pytest.raises(TypeError, match="only starts later"):
+
+        @CircuitBreaker("api")
+        def stream() -> Iterator[str]:
+            yield "never read"
 
 
 def test_an_async_function_is_refused_as_it_only_starts_when_awaited() -> None:

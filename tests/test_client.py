@@ -20,6 +20,7 @@ import requests
 import responses
 
 from lib import client as client_module
+from lib.circuit_breaker import CircuitBreaker
 from lib.client import MistralClient, Usage
 from lib.errors import (
     APIConnectionError,
@@ -28,11 +29,14 @@ from lib.errors import (
     APITimeoutError,
     AuthenticationError,
     InternalServerError,
+    InvalidRequestError,
     MistralError,
     RateLimitError,
     row_for_status,
 )
+from lib.fallback import FallbackHandler
 from lib.mock_server import MockServer
+from lib.retry import Retrier
 from support import CHAT_URL, WIRE_BODIES, RawServer, completion, raw_answer
 
 HELLO = [{"role": "user", "content": "Hello!"}]
@@ -788,3 +792,31 @@ def test_a_base_url_may_end_in_a_slash() -> None:
     with RawServer(GOOD_ANSWER) as server:
         chat(server.url + "//")
     assert server.requests[0].startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+
+
+def test_an_error_that_the_caller_is_handling_is_no_cause_of_ours(
+    api: responses.RequestsMock,
+) -> None:
+    """A fallback written by hand calls the next API inside an except clause."""
+    api.post(CHAT_URL, body=requests.ConnectionError("odd"))
+    with MistralClient("key") as client:
+        try:
+            raise TimeoutError
+        except TimeoutError:
+            with pytest.raises(APIConnectionError) as caught:
+                client.chat(HELLO)
+    assert not isinstance(caught.value, APITimeoutError)
+
+
+def test_a_request_that_cannot_be_right_is_nobodys_trouble_but_the_programs() -> None:
+    """It opens no circuit, is not retried, and no fallback hides it."""
+    breaker = CircuitBreaker("api", failure_threshold=1)
+    handler = FallbackHandler()
+    handler.add_strategy("apology", lambda context: "Please try again later.")
+    with MistralClient("key") as client:
+        handler.add_strategy("api", lambda context: client.chat([]), priority=1)
+        with pytest.raises(InvalidRequestError):
+            breaker.call(lambda: Retrier(3).call(lambda: client.chat([])))
+        assert breaker.state == "closed"
+        with pytest.raises(InvalidRequestError):
+            handler.execute()

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from lib import mock_server
 from lib.client import MistralClient
 from lib.errors import InternalServerError
 from lib.mock_server import MockServer
@@ -38,7 +37,6 @@ FIRST, SECOND, THIRD, *_, SIXTH = map(str, SCRIPTS)
 ANSWERS = transcript("01_basic_errors")
 MOCK_SERVER = ("-m", "lib.mock_server", "--port")
 
-needs_safe_path = pytest.mark.skipif(sys.version_info < (3, 11), reason="python -P came with 3.11")
 needs_sigint = pytest.mark.skipif(
     os.name == "nt", reason="on Windows no process can press Ctrl-C for another one alone"
 )
@@ -72,7 +70,6 @@ def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outc
 
     runs: dict[str, Callable[[], Outcome]] = {
         "as a module": lambda: run("-m", "examples.01_basic_errors"),
-        "under python -P": lambda: run("-P", FIRST, cwd=elsewhere),
         "with warnings on": lambda: run("-X", "dev", FIRST),
         "behind a proxy": lambda: run(
             FIRST, HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9", NO_PROXY=""
@@ -90,8 +87,6 @@ def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outc
         "server: taken port": on_a_taken_port,
         "server: unknown fault": lambda: run(*MOCK_SERVER, "0", "--faults", "rain"),
     }
-    for path in SCRIPTS[1:]:
-        runs[f"help of {path.stem}"] = partial(run, "-P", str(path), "--help", cwd=elsewhere)
     return side_by_side(runs)
 
 
@@ -99,7 +94,6 @@ def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outc
     "way",
     [
         "as a module",
-        pytest.param("under python -P", marks=needs_safe_path),
         "with warnings on",
         "behind a proxy",
     ],
@@ -108,17 +102,6 @@ def test_a_script_runs_in_every_way(way: str, outcome_of: Callable[[str], Outcom
     code, out, err = outcome_of(way)
     assert (code, out) == (0, ANSWERS), err
     assert not re.search("traceback|warning|exception", err, re.IGNORECASE)
-
-
-@needs_safe_path
-@pytest.mark.parametrize("name", [path.stem for path in SCRIPTS[1:]])
-def test_every_script_finds_lib_by_itself_and_explains_its_arguments(
-    name: str, outcome_of: Callable[[str], Outcome]
-) -> None:
-    """Under -P, from a foreign folder, nothing but its own line can have shown it the way."""
-    code, out, err = outcome_of(f"help of {name}")
-    assert (code, err) == (0, "")
-    assert all(flag in out for flag in ("--faults", "--offline", "--trace"))
 
 
 @pytest.mark.parametrize("console", ["ascii", "cp1252"])
@@ -193,31 +176,6 @@ def test_the_mock_server_says_which_fault_it_does_not_know(
     assert (code, out) == (2, "")
     assert "unknown fault 'rain'; use ok, " in err.splitlines()[-1]
     assert "Traceback" not in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--port", "65536"], "--port must be a number from 0 to 65535"),
-        (["--port", "-1"], "--port must be a number from 0 to 65535"),
-        (["--port", "http"], "argument --port: invalid int value: 'http'"),
-        (["--port", "0", "--rpm", "0"], "requests_per_minute must be 1 or more"),
-        (["--port", "0", "--rpm", "many"], "argument --rpm: invalid int value: 'many'"),
-        (["--port", "0", "503"], "unrecognized arguments: 503"),
-    ],
-)
-def test_the_mock_server_says_which_argument_is_wrong(
-    arguments: list[str],
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["mock_server", *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        mock_server.main()
-    out, err = capsys.readouterr()
-    assert (exit_info.value.code, out) == (2, "")
-    assert err.splitlines()[-1] == f"python -m lib.mock_server: error: {words}"
 
 
 class Interrupted(NamedTuple):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 
 import pytest
 
-from support import ROOT, Outcome, run, side_by_side
+from support import ROOT, Child, Outcome
 
 HELPERS = ["retry", "rate_limiter", "circuit_breaker", "fallback", "error_logger"]
 
@@ -35,46 +35,41 @@ print("lib" in sys.modules)
 """
 
 
-@pytest.fixture(scope="module")
-def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
-    """What became of each helper's examples, and of "lib", by name; run side by side.
+def children(folder: Path) -> dict[str, Child]:
+    """Each helper's examples, and "lib", each alone in a folder.
 
     With -I and -S there is neither a path nor a package but what Python brings.
     """
-
-    def run_examples(name: str) -> Outcome:
-        folder = tmp_path_factory.mktemp(name)
-        shutil.copy(ROOT / "lib" / f"{name}.py", folder)
-        return run("-I", "-S", "-W", "error", "-c", RUN_DOCTESTS, name, cwd=folder)
-
-    def use_all_of_it() -> Outcome:
-        folder = tmp_path_factory.mktemp("lib")
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "lib", folder / "robust", ignore=ignore)
-        return run("-I", "-W", "error", "-c", USE_ALL_OF_IT, cwd=folder)
-
-    examples = {name: partial(run_examples, name) for name in HELPERS}
-    return side_by_side({"lib": use_all_of_it, **examples})
+    found = {}
+    for name in HELPERS:
+        alone = folder / f"copied {name}"
+        alone.mkdir()
+        shutil.copy(ROOT / "lib" / f"{name}.py", alone)
+        found[alone.name] = Child(("-I", "-S", "-W", "error", "-c", RUN_DOCTESTS, name), alone)
+    whole = folder / "copied lib"
+    shutil.copytree(ROOT / "lib", whole / "robust", ignore=shutil.ignore_patterns("__pycache__"))
+    found[whole.name] = Child(("-I", "-W", "error", "-c", USE_ALL_OF_IT), whole)
+    return found
 
 
 @pytest.mark.parametrize("name", HELPERS)
 def test_a_helper_copied_alone_runs_its_examples(
     name: str, outcome_of: Callable[[str], Outcome]
 ) -> None:
-    outcome = outcome_of(name)
+    outcome = outcome_of(f"copied {name}")
     assert (outcome.code, outcome.out) == (0, ""), outcome
     assert "Traceback" not in outcome.err
 
 
-@pytest.mark.parametrize("name", HELPERS)
-def test_a_helper_says_that_copying_it_needs_no_attribution(name: str) -> None:
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "lib").glob("*.py"))])
+def test_a_file_says_that_copying_it_needs_no_attribution(name: str) -> None:
     first_line, *_ = (ROOT / "lib" / f"{name}.py").read_text("utf-8").splitlines()
     assert first_line == "# SPDX-License-Identifier: MIT-0"
 
 
 def test_the_whole_of_lib_works_under_another_name(outcome_of: Callable[[str], Outcome]) -> None:
     """Its imports are relative."""
-    outcome = outcome_of("lib")
+    outcome = outcome_of("copied lib")
     assert (outcome.code, outcome.out.splitlines()) == (
         0,
         ["Hello! How can I assist you today?", "False"],

@@ -18,6 +18,7 @@ import requests
 import responses
 
 from conftest import FakeClock
+from lib import demo
 from lib.client import MistralClient
 from lib.demo import run_lesson
 from lib.errors import APIConnectionError
@@ -27,7 +28,6 @@ from support import (
     ROOT,
     SETTINGS,
     Outcome,
-    completion,
     error_body,
     run,
     run_in_process,
@@ -123,8 +123,8 @@ def test_with_a_key_the_api_answers_and_stderr_says_so(
 ) -> None:
     outcome, _, live_requests = runs(name)
     assert (outcome.code, outcome.out) == (0, ANSWERS), outcome.err
-    assert live_requests == 3
-    assert re.match(r"Live: http://127\.0\.0\.1:\d+/v1 ", outcome.err)
+    assert live_requests == 2
+    assert re.match(r"Live: requests go to http://127\.0\.0\.1:\d+/v1, ", outcome.err)
     assert "the-key" not in outcome.err
 
 
@@ -144,13 +144,12 @@ def test_faults_are_the_mock_servers_even_with_a_key(runs: Callable[[str], Run])
 def test_trace_ends_stderr_with_what_the_server_saw(runs: Callable[[str], Run]) -> None:
     outcome = runs("--trace").outcome
     assert outcome.out.endswith("before the answer was whole\n\n")  # nothing of it on stdout
-    assert [re.sub(r"^ +\d+\.\d\d s", "", line) for line in outcome.err.splitlines()[-4:]] == [
-        "The server's view: 3 requests.",
+    assert [re.sub(r"^ +\d+\.\d\d s", "", line) for line in outcome.err.splitlines()[-3:]] == [
+        "The server's view: 2 requests.",
         "  POST /v1/chat/completions -> 200",
         "  POST /v1/chat/completions -> drop",
-        "  POST /v1/chat/completions -> 404",
     ]
-    assert outcome.err.splitlines()[-3].startswith("   0.00 s")
+    assert outcome.err.splitlines()[-2].startswith("   0.00 s")
 
 
 def test_trace_says_that_it_needs_offline_where_the_api_answers(runs: Callable[[str], Run]) -> None:
@@ -276,7 +275,7 @@ def test_a_base_url_that_cannot_be_right_is_refused(url: str, refusal: Callable[
 @pytest.mark.parametrize(
     ("script", "requests_sent"),
     [
-        ("01_basic_errors", 3),
+        ("01_basic_errors", 2),
         ("02_backoff", 3),
         ("03_rate_limits", 3),
         ("04_circuit_breaker", 3),
@@ -312,7 +311,6 @@ def test_an_api_that_was_reached_is_no_failure_of_the_script(
     answer: dict[str, Any], api: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api.post(CHAT_URL, body=requests.ConnectionError("a moment's trouble"))
-    api.post(CHAT_URL, json=completion("Hello!"))
     api.post(CHAT_URL, **answer)
     assert run_in_process("01_basic_errors", monkeypatch) == 0
 
@@ -379,3 +377,21 @@ def test_the_example_of_settings_names_each_of_them_and_sets_no_key() -> None:
         SETTINGS
     )
     assert "\nMISTRAL_API_KEY=\n" in text
+
+
+def test_a_missing_file_of_the_lessons_own_is_not_blamed_on_stdout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lesson"])
+    with pytest.raises(FileNotFoundError):
+        run_lesson(lambda client: print(Path("no-such-file.json").read_text()))
+
+
+def test_where_the_environment_has_a_setting_the_file_is_not_even_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").mkdir()
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    demo._env_file.cache_clear()
+    monkeypatch.setenv("MISTRAL_TIMEOUT", "30")
+    assert demo.setting("MISTRAL_TIMEOUT") == "30"

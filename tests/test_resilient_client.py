@@ -1,4 +1,4 @@
-"""The rules of lib/resilient_client.py: five helpers around one call, in the right order."""
+"""The rules of lib/resilient_client.py: four helpers around one call, in the right order."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lib.error_logger import ErrorLogger
 from lib.errors import (
     APIConnectionError,
     APIResponseValidationError,
+    APIStreamBrokenError,
     APITimeoutError,
     AuthenticationError,
     BadRequestError,
@@ -271,6 +272,7 @@ def test_a_retry_after_of_a_day_is_not_slept(
         RateLimitError(429, "slow down"),
         APIConnectionError("refused"),
         APITimeoutError("late"),
+        APIStreamBrokenError("cut off", "half a sen"),
         APIResponseValidationError("an HTML page with a 200"),
     ],
     ids=repr,
@@ -419,3 +421,15 @@ def test_threads_share_one_client_and_their_attempts_are_their_own(
     assert at_once(4, three_requests, interleaved=True) == [["one", "two", "three"]] * 4
     assert sorted(line["context"]["attempts"] for line in lines_in(log)) == sorted([1, 2, 3] * 4)
     assert len(robust.error_log) == 12
+
+
+def test_the_retriers_deadline_bounds_the_wait_for_a_slot_too(
+    client: MistralClient, log: Path, clock: FakeClock
+) -> None:
+    """Somebody's 429 may hold back all for a minute; who has a deadline needn't wait for it."""
+    limiter = RateLimiter(600)
+    limiter.pause(30)
+    robust = resilient(client, log, limiter=limiter, retrier=Retrier(deadline=0.5))
+    with pytest.raises(TimeoutError, match=r"no request may start within 0\.5 s"):
+        robust.request(ending_in("never asked"))
+    assert clock.waits == []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from examples.storm import STORMS
-from support import EXPECTED, ROOT, Child, Outcome, without_time
+from support import EXPECTED, ROOT, Child, Outcome, run, start, without_time
 
 
 def children(folder: Path) -> dict[str, Child]:
@@ -40,3 +43,20 @@ def test_every_transcript_belongs_to_a_storm_and_none_is_listed_twice() -> None:
 def test_each_of_the_first_five_examples_has_two_to_four_storms() -> None:
     for number in ("01", "02", "03", "04", "05"):
         assert 2 <= sum(storm.script.startswith(number) for storm in STORMS) <= 4
+
+
+def test_an_example_that_does_not_exist_is_a_sentence_and_exit_2() -> None:
+    code, out, err = run(str(ROOT / "examples" / "storm.py"), "99")
+    assert (code, out) == (2, "")
+    assert err == "Which example? Give its number, 01 to 06, or none for all.\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process can press Ctrl-C for another there")
+def test_ctrl_c_ends_the_storm_without_a_traceback() -> None:
+    with start(str(ROOT / "examples" / "storm.py"), "02") as child:
+        assert child.stdout
+        assert child.stdout.readline().startswith("$ python examples/02_backoff.py")
+        os.kill(child.pid, signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert "Traceback" not in err

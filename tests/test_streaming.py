@@ -136,3 +136,14 @@ def test_chunks_of_a_reasoning_model_give_their_text_and_not_their_thinking(
     api.post(CHAT_URL, body=body, content_type="text/event-stream")
     with MistralClient("key") as client:
         assert list(client.stream(HELLO)) == ["Yes"]
+
+
+def test_a_stream_read_to_its_end_leaves_the_connection_for_the_next_call() -> None:
+    answer = chunk(event("Hello")), chunk("data: [DONE]\n\n"), chunk("")
+    with (
+        RawServer(b"".join((HEAD, *answer)), then="next") as server,
+        MistralClient("key", base_url=server.url, timeout=5) as client,
+    ):
+        for _ in range(3):
+            assert list(client.stream(HELLO)) == ["Hello"]
+    assert server.connections == 1
