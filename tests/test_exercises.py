@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -96,6 +97,10 @@ SLIPS = (
          "            self._spent += cost", "        self._close(reservation)\n"
          "        spent = self._spent\n        self._spent = spent + cost",
          "what threads settle at the same time is all booked"),
+    Slip(2, "        with self._lock:\n            self._close(reservation)\n"
+         "            self._spent",
+         "        self._close(reservation)\n        with self._lock:\n            self._spent",
+         "one reservation that many threads settle is spent once"),
     Slip(2, "raise UnknownModelError(", "return Decimal(0) and (",
          "a model without a price is refused"),
     Slip(2, "if prompt_tokens < 0 or completion_tokens < 0:", "if prompt_tokens < 0:",
@@ -297,10 +302,18 @@ def test_every_wrong_solution_is_listed() -> None:
     assert {path.stem for path in WRONG.glob("*.py")} == set(WRONG_SOLUTIONS)
 
 
+def skip_if_begun(file: str) -> None:
+    """Who does the exercises may go on running the tests; where they land, none is begun."""
+    region = (EXERCISES / file).read_text("utf-8").partition("# TODO")[2].partition("# to here")[0]
+    if "raise NotImplementedError" not in region and not os.environ.get("CI"):
+        pytest.skip(f"{file} isn't unsolved any more")
+
+
 @pytest.mark.parametrize(("number", "file"), check.EXERCISES.items())
 def test_unsolved_exercise_keeps_no_rule_and_says_so(
     number: int, file: str, told: Callable[[str], Outcome]
 ) -> None:
+    skip_if_begun(file)
     code, out, err = told(f"unsolved {file}")
     rule_count = len(check.rules_of(number))
     assert (code, err) == (1, "")
@@ -342,7 +355,7 @@ def test_a_rule_that_hangs_is_cut_off_and_the_others_are_not_tried(
 ) -> None:
     code, out, err = told("lock held")
     assert (code, err) == (1, "")
-    assert "it did not come back within 0.8 s: is a lock held while waiting?" in out
+    assert "it did not come back within 0.8 s: is a lock held while waiting" in out
     tried, _, rest = out.partition("not yet")
     assert "✓ ok" in tried
     assert "✓" not in rest
@@ -406,6 +419,7 @@ def test_make_check_passes_the_number_on() -> None:
 
 @pytest.mark.parametrize("file", check.EXERCISES.values())
 def test_an_exercise_has_one_todo_region_and_three_hints(file: str) -> None:
+    skip_if_begun(file)
     source = (EXERCISES / file).read_text("utf-8")
     assert source.count("# TODO: yours from here\n") == source.count("# to here\n") == 1
     assert source.index("# TODO: yours") < source.index("NotImplementedError")
@@ -416,6 +430,7 @@ def test_an_exercise_has_one_todo_region_and_three_hints(file: str) -> None:
 @pytest.mark.parametrize("file", check.EXERCISES.values())
 def test_a_solution_has_the_interface_of_its_exercise(file: str) -> None:
     """Its public classes and functions, their arguments, types and docstrings."""
+    skip_if_begun(file)
     wanted = interface_of(EXERCISES / file)
     assert wanted
     assert wanted.items() <= interface_of(SOLUTIONS / file).items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -50,7 +51,6 @@ def children(folder: Path) -> dict[str, Child]:
     children = {}
     for before, after, script, arguments, _ in MODIFIES:
         source = (ROOT / "examples" / f"{script}.py").read_text("utf-8")
-        assert source.count(before) == 1, f"{before} must be in {script} once"
         copy = project / "examples" / f"{script}.py"
         copy.write_text(source.replace(before, after), "utf-8")
         log = {"MISTRAL_LOG_FILE": str(project / f"{script}.log")}
@@ -58,10 +58,16 @@ def children(folder: Path) -> dict[str, Child]:
     return children
 
 
-@pytest.mark.parametrize(("script", "shown"), [(found[2], found[4]) for found in MODIFIES])
+@pytest.mark.parametrize(
+    ("before", "script", "shown"), [(found[0], found[2], found[4]) for found in MODIFIES]
+)
 def test_the_change_prints_what_the_page_says(
-    script: str, shown: str, outcome_of: Callable[[str], Outcome]
+    before: str, script: str, shown: str, outcome_of: Callable[[str], Outcome]
 ) -> None:
+    source = (ROOT / "examples" / f"{script}.py").read_text("utf-8")
+    if source.count(before) != 1 and not os.environ.get("CI"):
+        pytest.skip(f"{script} has been changed already: git restore examples/{script}.py")
+    assert source.count(before) == 1
     assert shown in outcome_of(f"modified {script}").out
 
 

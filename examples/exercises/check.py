@@ -86,7 +86,7 @@ def check(
     if hint <= len(hints):
         say("\n" + textwrap.fill(f"Hint {hint} of {len(hints)}: {hints[hint - 1]}", WIDTH))
     if hint < len(hints):
-        say(f"A stronger one: python examples/exercises/check.py {number} --hint {hint + 1}")
+        say(f"A stronger one: make check N={number} ARGS='--hint {hint + 1}'")
     return 1
 
 
@@ -128,7 +128,8 @@ def _try(rule: Rule, their: Any, limit: float) -> Verdict:
     except KeyboardInterrupt:
         raise
     except DidNotComeBackError as error:
-        came_back = f"it did not come back within {limit:g} s: is a lock held while waiting?"
+        why = "is a lock held while waiting, or taken twice by one thread?"
+        came_back = f"it did not come back within {limit:g} s: {why}"
         return Verdict(rule, "not yet", came_back, error)
     except BaseException as error:
         return Verdict(rule, "not yet", in_words(error, their.__file__), error)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MODULE_NAME = "your_solution"
-PATIENCE = 0.05  # seconds; a thread that begins no line for so long waits for something
+PATIENCE = 0.05  # seconds; a thread that begins nothing for so long waits for something
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ def side_by_side(
 ) -> list[Any]:
     """Do all actions at once, each in a thread: the result of each, or its expected error.
 
-    The threads go through the learner's file in step, line by line. So a gap between two
-    lines that belong together is found every time, not once in a while. An error that
-    isn't expected is raised here.
+    The threads go through the learner's file in step, instruction by instruction. So a gap
+    between two that belong together is found every time, not once in a while. An error
+    that isn't expected is raised here.
     """
     outcomes: list[Any] = [None] * len(actions)
     step = _Step(len(actions), their.__file__)
@@ -143,16 +143,16 @@ def side_by_side(
 
 
 class _Step:
-    """Keeps threads in step: none begins a line before all others have begun as many.
+    """Keeps threads in step: none begins an instruction before all others have begun as many.
 
     A thread that waits for something else (a lock, a connection) is waited for once,
-    and joins the others again with the next line that it begins.
+    and joins the others again with the next instruction that it begins.
     """
 
     def __init__(self, threads: int, file: str) -> None:
         self._file = file
         self._changed = threading.Condition()
-        self._lines = [0] * threads  # begun so far, by each
+        self._steps = [0] * threads  # begun so far, by each
         self._in_step = set(range(threads))
 
     def trace(self, index: int) -> Callable[[FrameType, str, Any], Any]:
@@ -161,8 +161,9 @@ class _Step:
         def trace(frame: FrameType, event: str, arg: Any) -> Any:
             if frame.f_code.co_filename != self._file:
                 return None
-            if event == "line":
-                self._begin_line(index)
+            frame.f_trace_opcodes = True  # += is one line, but others may get in between
+            if event == "opcode":
+                self._begin_step(index)
             return trace
 
         return trace
@@ -172,16 +173,16 @@ class _Step:
             self._in_step.discard(index)
             self._changed.notify_all()
 
-    def _begin_line(self, index: int) -> None:
+    def _begin_step(self, index: int) -> None:
         with self._changed:
             self._in_step.add(index)
-            self._lines[index] += 1
+            self._steps[index] += 1
             self._changed.notify_all()
             if not self._changed.wait_for(lambda: not self._behind(index), PATIENCE):
                 self._in_step -= self._behind(index)
 
     def _behind(self, index: int) -> set[int]:
-        return {other for other in self._in_step if self._lines[other] < self._lines[index]}
+        return {other for other in self._in_step if self._steps[other] < self._steps[index]}
 
 
 def instead_of(expected: type[Exception], action: Callable[[], object]) -> str:

@@ -10,7 +10,7 @@ from examples.exercises.rules import instead_of, rule, side_by_side
 from lib.client import Usage
 
 # One USD for a thousand tokens of prompt, two for a thousand of answer: easy to reckon with.
-ROUND = 'prices {"round": 1000 USD in, 2000 USD out}'
+ROUND = 'prices {"round": 1000 USD in, 2000 USD out, a million tokens}'
 
 
 def controller(their: Any, budget: str) -> Any:
@@ -151,6 +151,19 @@ def threads_lose_nothing(their: Any) -> str | None:
     reservations = [control.reserve("round", 1000, 0) for _ in range(8)]
     side_by_side(their, *[partial(control.settle, each, usage(500, 0)) for each in reservations])
     return differs(control, "4", "0", "4")
+
+
+@rule(
+    "one reservation that many threads settle is spent once",
+    called="one reservation of 1 USD, settle(...) of it in 8 threads at once",
+    expected="7 ValueErrors; spent 1, reserved 0, remaining 7",
+)
+def threads_settle_once(their: Any) -> str | None:
+    control = controller(their, "8")
+    settle = partial(control.settle, control.reserve("round", 1000, 0), usage(1000, 0))
+    outcomes = side_by_side(their, *[settle] * 8, expected=ValueError)
+    refused = sum(isinstance(outcome, ValueError) for outcome in outcomes)
+    return differs(control, "1", "0", "7") if refused == 7 else f"{refused} ValueErrors"
 
 
 @rule(
