@@ -22,7 +22,8 @@ help:
 
 run-all: $(READY)
 	@for script in $(SCRIPTS); do \
-	  $(BIN)/python "$$script" $(ARGS) || { echo "make run-all: $$script failed" >&2; exit 1; }; \
+	  $(BIN)/python "$$script" $(ARGS) || \
+	    { code=$$?; [ $$code = 141 ] || echo "make run-all: $$script failed" >&2; exit $$code; }; \
 	done
 
 run-storm: $(READY)

@@ -6,3 +6,8 @@ Then one helper a technique: ``retry.py``, ``rate_limiter.py``,
 ``circuit_breaker.py``, ``fallback.py``, ``error_logger.py``; each works when
 copied alone. ``resilient_client.py`` puts them together.
 """
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036  (a sentence, where there would be a traceback)
+    sys.exit(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}.")

@@ -83,6 +83,7 @@ def test_every_python_snippet_runs(
     snippets = fenced(README, "python")
     assert len(snippets) >= 6
     with responses.RequestsMock() as api:
+        api.add_passthru("http://127.0.0.1")  # what a mock server of the page's own answers
         api.post("https://api.mistral.ai/v1/chat/completions", json=completion("Paris"))
         api.get("https://api.mistral.ai/v1/models", json={"object": "list", "data": [{"id": "m"}]})
         api.get("https://example.org/", body="an example page")
