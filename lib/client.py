@@ -39,7 +39,7 @@ from .errors import (
 
 DEFAULT_BASE_URL = "https://api.mistral.ai/v1"
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
-LONGEST_TIMEOUT = 86400.0
+LONGEST_TIMEOUT = 86400.0  # seconds; the system refuses what is very much longer
 MAX_CONNECTIONS = 64  # kept open between calls; more threads than that still work
 CUT_OFF = (
     ConnectionError,

@@ -122,13 +122,10 @@ class _LiveClient(MistralClient):
             with super()._exchange(method, path, payload) as response:
                 yield response
         except APIConnectionError as error:
-            if not isinstance(error, APITimeoutError) or _never_connected(error):
+            too_slow = isinstance(error, APITimeoutError)  # but there, if it let us connect
+            if not too_slow or isinstance(error.__cause__, requests.ConnectTimeout):
                 self.unreached = error
             raise
-
-
-def _never_connected(error: APITimeoutError) -> bool:
-    return isinstance(error.__cause__, requests.ConnectTimeout)
 
 
 def _print_trace(log: list[LoggedRequest]) -> None:

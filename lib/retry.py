@@ -21,7 +21,6 @@ After Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 201
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import time
@@ -88,7 +87,9 @@ class Retrier:
         operation must be over when it returns: no coroutine, no generator.
         """
         start = time.monotonic()
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             if self._before_attempt:
                 self._before_attempt(attempt)
             try:
@@ -106,7 +107,6 @@ class Retrier:
                 if attempt > 1 and self._on_recovery:
                     self._on_recovery(attempt)
                 return result
-        raise AssertionError("unreachable")
 
     def _delay_after(self, error: Exception, attempt: int, start: float) -> float | None:
         """Seconds to wait before the next attempt; None where there shall be none."""

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import responses
 
+from conftest import FakeClock
 from lib.errors import ERROR_TABLE, ErrorRow
-from support import EXPECTED, ROOT, completion
+from support import CHAT_URL, EXPECTED, ROOT, SCRIPTS, completion, run_in_process
 
 README = (ROOT / "README.md").read_text("utf-8")
 WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
@@ -98,6 +99,19 @@ def test_every_setting_in_the_readme_is_in_env_example_and_in_the_code_and_only_
     assert named == set(re.findall(r"^#?(MISTRAL_\w+)=", example, re.MULTILINE))
     code = (ROOT / "lib" / "demo.py").read_text("utf-8")
     assert named == set(re.findall(r'setting\("(MISTRAL_\w+)"', code))
+
+
+def test_live_the_examples_send_as_many_requests_as_the_page_says(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MISTRAL_API_KEY", "test-key")
+    monkeypatch.setenv("MISTRAL_LOG_FILE", str(tmp_path / "errors.log"))
+    with responses.RequestsMock() as api:
+        api.post(CHAT_URL, json=completion("Hello!"))
+        for path in SCRIPTS:
+            assert run_in_process(path.stem, monkeypatch) == 0
+        assert len(api.calls) == 12
+    assert "All six examples together send twelve\nrequests" in README
 
 
 def test_every_fault_word_of_the_mock_server_is_in_the_readme() -> None:
