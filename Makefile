@@ -8,12 +8,12 @@ BENCH := .venv-bench
 BENCH_BIN := $(BENCH)/$(notdir $(BIN))
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all run-storm check test soak bench clean
+.PHONY: help run-all run-failures check test soak bench clean
 
 help:
 	@echo "make run-all      run the six examples, one after the other"
 	@echo "make run-01       run one of them (to run-06);  ARGS='--faults 503' gives it other weather"
-	@echo "make run-storm    run the examples in bad weather (half a minute)"
+	@echo "make run-failures    run the examples in bad weather (half a minute)"
 	@echo "make check N=1    check your work on exercise 1 (to 4), rule by rule"
 	@echo "make test         run the tests"
 	@echo "make soak         16 threads, thousands of calls, every fault there is (half a minute)"
@@ -26,8 +26,8 @@ run-all: $(READY)
 	    { code=$$?; [ $$code = 141 ] || echo "make run-all: $$script failed" >&2; exit $$code; }; \
 	done
 
-run-storm: $(READY)
-	@$(BIN)/python examples/storm.py $(ARGS)
+run-failures: $(READY)
+	@$(BIN)/python examples/failure_scenarios.py $(ARGS)
 
 run-%: $(READY)
 	@test -e examples/$*_*.py || { echo "There is no example $*: run-01 to run-06." >&2; exit 1; }

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.client import MistralClient
-from lib.demo import run_lesson
+from examples.lesson import run_lesson
 from lib.errors import (
     APIConnectionError,
     APIStatusError,

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
 from lib.client import MistralClient
-from lib.demo import run_lesson
+from examples.lesson import run_lesson
 from lib.errors import MistralError
 
 RECOVERY_TIMEOUT = 1.0  # seconds; a minute is usual, a lesson is in a hurry

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lib.client import MistralClient
-from lib.demo import log_file, run_lesson
+from examples.lesson import log_file, run_lesson
 from lib.error_logger import ErrorLogger
 from lib.errors import APITimeoutError, MistralError, RateLimitError
 

@@ -54,7 +54,7 @@ class CircuitOpenError(Exception):
         return "Circuit breaker is open"
 
 
-def says_unhealthy(error: Exception) -> bool:
+def is_service_failure(error: Exception) -> bool:
     """Does the error speak against the service? A refused request (400, 401, 404) does not."""
     return bool(getattr(error, "retryable", True))
 
@@ -73,7 +73,7 @@ class CircuitBreaker:
         name: str,
         failure_threshold: int = 5,
         recovery_timeout: float = 60.0,
-        counts_as_failure: Callable[[Exception], bool] = says_unhealthy,
+        counts_as_failure: Callable[[Exception], bool] = is_service_failure,
     ) -> None:
         if not (isinstance(failure_threshold, int) and failure_threshold >= 1):
             raise ValueError(

@@ -97,7 +97,7 @@ class APIStatusError(MistralError):
         self.code = code
         self.request_id = request_id
         self.retry_after = retry_after
-        self.retryable = row_for_status(status_code).retryable
+        self.retryable = error_info(status_code).retryable
 
     def __str__(self) -> str:
         return self.message
@@ -145,7 +145,7 @@ class InvalidRequestError(ValueError):
     retryable = False
 
 
-class ErrorRow(NamedTuple):
+class ErrorInfo(NamedTuple):
     """One line of the error table; ``status`` is None where any other one is meant."""
 
     status: int | None
@@ -155,46 +155,46 @@ class ErrorRow(NamedTuple):
     what_to_do: str
 
 
-ERROR_TABLE: tuple[ErrorRow, ...] = (
-    ErrorRow(400, BadRequestError, "the request is invalid, or the model unknown",
+ERROR_TABLE: tuple[ErrorInfo, ...] = (
+    ErrorInfo(400, BadRequestError, "the request is invalid, or the model unknown",
              False, "correct it, the same request will fail again"),
-    ErrorRow(401, AuthenticationError, "the API key is missing, wrong or expired",
+    ErrorInfo(401, AuthenticationError, "the API key is missing, wrong or expired",
              False, "check MISTRAL_API_KEY"),
-    ErrorRow(402, PaymentRequiredError, "the account's budget is used up",
+    ErrorInfo(402, PaymentRequiredError, "the account's budget is used up",
              False, "raise the limit or add credit in the console"),
-    ErrorRow(403, PermissionDeniedError, "the key may not do this",
+    ErrorInfo(403, PermissionDeniedError, "the key may not do this",
              False, "use a key or a model that the workspace allows"),
-    ErrorRow(404, NotFoundError, "there is no such model or path",
+    ErrorInfo(404, NotFoundError, "there is no such model or path",
              False, "check the model's name and MISTRAL_BASE_URL"),
-    ErrorRow(408, APIStatusError, "the request took too long to arrive",
+    ErrorInfo(408, APIStatusError, "the request took too long to arrive",
              True, "try again"),
-    ErrorRow(409, APIStatusError, "the request collided with another",
+    ErrorInfo(409, APIStatusError, "the request collided with another",
              True, "try again"),
-    ErrorRow(413, APIStatusError, "the request is too large",
+    ErrorInfo(413, APIStatusError, "the request is too large",
              False, "send less text at a time"),
-    ErrorRow(422, UnprocessableEntityError, "a field is missing, unknown or of the wrong type",
+    ErrorInfo(422, UnprocessableEntityError, "a field is missing, unknown or of the wrong type",
              False, "correct the field that the message names"),
-    ErrorRow(429, RateLimitError, "too many requests or tokens, or no capacity left",
+    ErrorInfo(429, RateLimitError, "too many requests or tokens, or no capacity left",
              True, "wait, then send fewer a minute"),
-    ErrorRow(500, InternalServerError, "the server failed",
+    ErrorInfo(500, InternalServerError, "the server failed",
              True, "try again with growing waits"),
-    ErrorRow(502, InternalServerError, "a gateway got no good answer from the server",
+    ErrorInfo(502, InternalServerError, "a gateway got no good answer from the server",
              True, "try again with growing waits"),
-    ErrorRow(503, InternalServerError, "the service is unavailable or overloaded",
+    ErrorInfo(503, InternalServerError, "the service is unavailable or overloaded",
              True, "try again with growing waits, or fall back"),
-    ErrorRow(504, InternalServerError, "a gateway waited too long for the server",
+    ErrorInfo(504, InternalServerError, "a gateway waited too long for the server",
              True, "try again, or ask for a shorter answer"),
-    ErrorRow(None, InternalServerError, "the server or a gateway before it failed",
+    ErrorInfo(None, InternalServerError, "the server or a gateway before it failed",
              True, "try again with growing waits"),
-    ErrorRow(None, APITimeoutError, "no answer came in time",
+    ErrorInfo(None, APITimeoutError, "no answer came in time",
              True, "try again, allow more time or ask for a shorter answer"),
-    ErrorRow(None, APIStreamBrokenError, "the answer stopped half way",
+    ErrorInfo(None, APIStreamBrokenError, "the answer stopped half way",
              False, "keep partial_text, then decide whether to start over"),
-    ErrorRow(None, APIConnectionError, "no answer came",
+    ErrorInfo(None, APIConnectionError, "no answer came",
              True, "check the network and MISTRAL_BASE_URL, then try again"),
-    ErrorRow(None, APIResponseValidationError, "the answer is no chat completion",
+    ErrorInfo(None, APIResponseValidationError, "the answer is no chat completion",
              False, "check that MISTRAL_BASE_URL is the API and no other page"),
-    ErrorRow(None, APIStatusError, "the server gave an unexpected answer",
+    ErrorInfo(None, APIStatusError, "the server gave an unexpected answer",
              False, "check MISTRAL_BASE_URL and the request"),
 )  # fmt: skip
 
@@ -202,7 +202,7 @@ _BY_STATUS = {row.status: row for row in ERROR_TABLE if row.status is not None}
 _BY_CLASS = {row.error: row for row in ERROR_TABLE if row.status is None}
 
 
-def row_for_status(status_code: int) -> ErrorRow:
+def error_info(status_code: int) -> ErrorInfo:
     """The table's row for an HTTP status; one that it doesn't list gets its family's."""
     family = InternalServerError if 500 <= status_code <= 599 else APIStatusError
     return _BY_STATUS.get(status_code, _BY_CLASS[family])
@@ -213,7 +213,7 @@ def explain(error: BaseException) -> str:
     if not isinstance(error, MistralError):
         return f"{type(error).__name__}: {error}"
     if isinstance(error, APIStatusError):
-        row, detail = row_for_status(error.status_code), f"{error.status_code}, {error.message}"
+        row, detail = error_info(error.status_code), f"{error.status_code}, {error.message}"
     else:
         families = (_BY_CLASS[cls] for cls in type(error).__mro__ if cls in _BY_CLASS)
         row, detail = next(families, _BY_CLASS[APIStatusError]), str(error)
@@ -240,7 +240,7 @@ def error_from_response(
             request_id = _text_or_none(fields.get("request_id"), secret)
     except (ValueError, RecursionError):
         pass  # A gateway's HTML page, an empty body: the status has to say it all.
-    error_class = row_for_status(status_code).error
+    error_class = error_info(status_code).error
     assert issubclass(error_class, APIStatusError)
     return error_class(
         status_code,

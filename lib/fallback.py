@@ -39,7 +39,7 @@ class AllStrategiesFailedError(Exception):
         return f"All fallback strategies failed: {causes or 'none gave an answer'}"
 
 
-def is_callers_mistake(error: Exception) -> bool:
+def is_client_error(error: Exception) -> bool:
     """Is it marked ``retryable = False``: mostly a bad key or request, which a fallback would hide?
 
     A missing model or an unreadable answer is marked so, too. Where another strategy may
@@ -55,7 +55,7 @@ class FallbackHandler:
     is, and no further strategy is tried. Safe to share between threads.
     """
 
-    def __init__(self, stop_on: Callable[[Exception], bool] = is_callers_mistake) -> None:
+    def __init__(self, stop_on: Callable[[Exception], bool] = is_client_error) -> None:
         self._stop_on = stop_on
         self._strategies: dict[str, tuple[float, Strategy]] = {}
         self._lock = threading.Lock()

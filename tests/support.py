@@ -125,7 +125,7 @@ def run(*arguments: str, cwd: Path = ROOT, **environment: str | None) -> Outcome
         return finish(child)
 
 
-def side_by_side(runs: Mapping[str, Callable[[], T]], at_a_time: int = 4) -> Callable[[str], T]:
+def run_parallel(runs: Mapping[str, Callable[[], T]], at_a_time: int = 4) -> Callable[[str], T]:
     """Do all of it, so many at a time; what it returns gives the result of each by its name."""
     with ThreadPoolExecutor(at_a_time) as pool:
         futures = {name: pool.submit(run) for name, run in runs.items()}
@@ -140,7 +140,7 @@ def refusing_url() -> Iterator[str]:
         yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
 
-def at_once(count: int, work: Callable[[], T], *, interleaved: bool = False) -> list[T]:
+def run_in_threads(count: int, work: Callable[[], T], *, interleaved: bool = False) -> list[T]:
     """What ``work`` returned in each of so many threads, all let go at the same moment.
 
     ``interleaved`` lets another thread in between any two steps of lib's code, where
@@ -278,8 +278,8 @@ WIRE_BODIES: list[tuple[int, str, str, str | None]] = [
 ]
 
 
-def raw_answer(status: str, body: bytes = b"", *headers: str) -> bytes:
-    """An HTTP answer byte by byte: ``raw_answer("200 OK", b"{}", "Retry-After: 2")``."""
+def raw_response(status: str, body: bytes = b"", *headers: str) -> bytes:
+    """An HTTP answer byte by byte: ``raw_response("200 OK", b"{}", "Retry-After: 2")``."""
     head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(head).encode("latin-1") + body
 
@@ -294,7 +294,7 @@ class RawServer:
     def __init__(self, *answer: bytes, repeat: int = 1, then: str = "hang up") -> None:
         self.requests: list[bytes] = []
         self.connections = 0
-        self.answers_sent = 0  # whole ones: a client that leaves early doesn't take all of it
+        self.responses_sent = 0  # whole ones: a client that leaves early doesn't take all of it
         self.client_left = threading.Event()
         self._pieces = answer
         self._repeat = repeat  # of the last piece
@@ -336,7 +336,7 @@ class RawServer:
         self.requests.append(request)
         for piece in (*self._pieces[:-1], *self._pieces[-1:] * self._repeat):
             connection.sendall(piece)
-        self.answers_sent += 1
+        self.responses_sent += 1
         return True
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from conftest import FakeClock
 from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
-from support import at_once
+from support import run_in_threads
 
 
 class RefusedError(Exception):
@@ -228,7 +228,7 @@ def test_of_eight_threads_that_find_it_half_open_exactly_one_is_let_through() ->
             refusals.release()
             return "refused"
 
-    assert sorted(at_once(8, call)) == ["answer"] + ["refused"] * 7
+    assert sorted(run_in_threads(8, call)) == ["answer"] + ["refused"] * 7
     assert len(probes) == 1
     assert state_of(breaker) == "closed"
 
@@ -327,7 +327,7 @@ def test_a_success_from_before_the_trip_does_not_reset_the_count_once_it_is_clos
 def test_eight_calls_are_under_way_at_once() -> None:
     """None waits for another: each ends only when all of them have begun."""
     breaker, all_begun = CircuitBreaker("api"), threading.Barrier(8)
-    places = at_once(8, lambda: breaker.call(lambda: all_begun.wait(timeout=10)))
+    places = run_in_threads(8, lambda: breaker.call(lambda: all_begun.wait(timeout=10)))
     assert sorted(places) == list(range(8))
 
 
@@ -353,7 +353,7 @@ def test_a_call_may_use_the_breaker_itself() -> None:
 
 def test_failures_of_many_threads_are_all_counted() -> None:
     breaker = CircuitBreaker("api", failure_threshold=4 * 25)
-    at_once(4, lambda: fail_times(breaker, 25), interleaved=True)
+    run_in_threads(4, lambda: fail_times(breaker, 25), interleaved=True)
     assert state_of(breaker) == "open"
 
 
@@ -369,7 +369,7 @@ def test_however_the_threads_interleave_one_probe_is_let_through(clock: FakeCloc
         with contextlib.suppress(ConnectionError, CircuitOpenError):
             breaker.call(fail_as_a_probe)
 
-    at_once(4, call, interleaved=True)
+    run_in_threads(4, call, interleaved=True)
     assert len(probes) == 1
     assert state_of(breaker) == "open"
 
@@ -387,7 +387,7 @@ def test_however_the_threads_interleave_a_tripped_circuit_stays_open(clock: Fake
                     breaker.call(succeed)
 
         roles = iter([fail_once, succeed_often, succeed_often])
-        at_once(3, lambda: next(roles)(), interleaved=True)
+        run_in_threads(3, lambda: next(roles)(), interleaved=True)
 
     for _ in range(40):
         breaker = CircuitBreaker("api", failure_threshold=1)

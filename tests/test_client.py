@@ -32,17 +32,17 @@ from lib.errors import (
     InvalidRequestError,
     MistralError,
     RateLimitError,
-    row_for_status,
+    error_info,
 )
 from lib.fallback import FallbackHandler
 from lib.mock_server import MockServer
 from lib.retry import Retrier
-from support import CHAT_URL, WIRE_BODIES, RawServer, completion, raw_answer
+from support import CHAT_URL, WIRE_BODIES, RawServer, completion, raw_response
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 MODELS_URL = "https://api.mistral.ai/v1/models"
 GOOD_BODY = json.dumps(completion("Hi")).encode()
-GOOD_ANSWER = raw_answer("200 OK", GOOD_BODY)
+GOOD_ANSWER = raw_response("200 OK", GOOD_BODY)
 
 
 @pytest.fixture
@@ -411,7 +411,7 @@ def test_every_error_of_the_wire_has_its_class_and_message(
     with pytest.raises(APIStatusError) as caught:
         client.chat(HELLO)
     error = caught.value
-    assert type(error) is row_for_status(status).error
+    assert type(error) is error_info(status).error
     assert (error.status_code, str(error), error.code) == (status, message, code)
     assert error.request_id == "abc"
 
@@ -423,7 +423,7 @@ def test_every_other_status_is_an_error_too(
     api.get(MODELS_URL, status=status, json={"message": "No"})
     with pytest.raises(APIStatusError, match="No") as caught:
         client.models()
-    assert type(caught.value) is row_for_status(status).error
+    assert type(caught.value) is error_info(status).error
     assert caught.value.status_code == status
 
 
@@ -449,10 +449,10 @@ def test_a_429_without_retry_after_has_none(
 @pytest.mark.parametrize(
     "answer",
     [
-        raw_answer("401 Unauthorized", b"not gzip at all", "Content-Encoding: gzip"),
+        raw_response("401 Unauthorized", b"not gzip at all", "Content-Encoding: gzip"),
         b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 100\r\n\r\n{",
         b"HTTP/1.1 401 Unauthorized\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{",
-        raw_answer("401 Unauthorized", b"\xff\xfe\xfd"),
+        raw_response("401 Unauthorized", b"\xff\xfe\xfd"),
     ],
     ids=["not gzip", "cut", "cut chunk", "not UTF-8"],
 )
@@ -574,7 +574,7 @@ def test_an_answer_that_stops_half_way_is_a_connection_error(answer: bytes) -> N
         b"\x00\xff\x15\x03\x01\r\n\r\n",
         b"HTTP/1.1 abc OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnot a size\r\n",
-        raw_answer("200 OK", b"not gzip", "Content-Encoding: gzip"),
+        raw_response("200 OK", b"not gzip", "Content-Encoding: gzip"),
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
     ],
     ids=["ssh", "bytes", "status", "chunk size", "gzip", "lengths"],
@@ -657,7 +657,7 @@ def test_an_endless_answer_is_read_only_up_to_the_bound(
         with pytest.raises(error, match=message):
             chat(server.url)
         assert server.client_left.wait(10)
-    assert server.answers_sent == 0, "the client took all of 64 MB"
+    assert server.responses_sent == 0, "the client took all of 64 MB"
 
 
 def test_a_small_answer_that_unpacks_to_a_huge_one_does_not_fill_memory(
@@ -665,7 +665,7 @@ def test_a_small_answer_that_unpacks_to_a_huge_one_does_not_fill_memory(
 ) -> None:
     monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 1000)
     body = gzip.compress(b" " * 20_000_000, compresslevel=1)
-    with RawServer(raw_answer("200 OK", body, "Content-Encoding: gzip")) as server:
+    with RawServer(raw_response("200 OK", body, "Content-Encoding: gzip")) as server:
         tracemalloc.start()
         try:
             with pytest.raises(APIResponseValidationError, match="longer than"):
@@ -684,7 +684,7 @@ def test_an_answer_of_just_the_bound_is_read(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(status: int) -> None:
     with RawServer(GOOD_ANSWER) as other:
-        answer = raw_answer(f"{status} Moved", b'{"message": "Gone"}', f"Location: {other.url}")
+        answer = raw_response(f"{status} Moved", b'{"message": "Gone"}', f"Location: {other.url}")
         with RawServer(answer) as server, pytest.raises(APIStatusError, match="Gone") as caught:
             chat(server.url)
         assert caught.value.status_code == status
@@ -697,7 +697,7 @@ def test_a_redirect_is_not_followed(status: int) -> None:
     ids=ascii,
 )
 def test_a_redirect_to_nowhere_is_an_error_like_any_redirect(location: str) -> None:
-    answer = raw_answer("302 Found", b"", f"Location: {location}")
+    answer = raw_response("302 Found", b"", f"Location: {location}")
     with RawServer(answer) as server, pytest.raises(APIStatusError) as caught:
         chat(server.url)
     assert caught.value.status_code == 302
@@ -714,10 +714,10 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r
     [
         GOOD_ANSWER,
         CHUNKED % (len(GOOD_BODY), GOOD_BODY),
-        raw_answer("200 OK", gzip.compress(GOOD_BODY), "Content-Encoding: gzip"),
-        raw_answer("503 Oops", b'{"message": "No"}'),
-        raw_answer("429 Oops"),
-        raw_answer("200 OK", b"<html>"),
+        raw_response("200 OK", gzip.compress(GOOD_BODY), "Content-Encoding: gzip"),
+        raw_response("503 Oops", b'{"message": "No"}'),
+        raw_response("429 Oops"),
+        raw_response("200 OK", b"<html>"),
     ],
     ids=["length", "chunked", "gzip", "503", "429 without a body", "no completion"],
 )
@@ -772,7 +772,7 @@ def test_a_session_of_your_own_is_used_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [GOOD_ANSWER, b"", raw_answer("503 Oops"), b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"],
+    [GOOD_ANSWER, b"", raw_response("503 Oops"), b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"],
     ids=["answer", "drop", "503", "cut"],
 )
 def test_nothing_is_left_open_after_a_call_ends_in_any_way(answer: bytes) -> None:

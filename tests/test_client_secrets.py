@@ -23,7 +23,7 @@ from lib.errors import (
     explain,
 )
 from lib.mock_server import MockServer
-from support import RawServer, completion, raw_answer
+from support import RawServer, completion, raw_response
 
 KEY = "sk-0123456789-secret"
 HELLO = [{"role": "user", "content": "Hello!"}]
@@ -89,13 +89,13 @@ def test_a_netrc_does_not_replace_the_key(
     netrc.write_text("machine 127.0.0.1 login somebody password else\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
-    with RawServer(raw_answer("503 Oops")) as server:
+    with RawServer(raw_response("503 Oops")) as server:
         failure(server.url, session=session)
     assert authorization(server.requests[0]) == [f"Authorization: Bearer {KEY}".encode()]
 
 
 def test_credentials_of_a_session_do_not_replace_the_key() -> None:
-    with RawServer(raw_answer("503 Oops")) as server, requests.Session() as session:
+    with RawServer(raw_response("503 Oops")) as server, requests.Session() as session:
         session.auth = ("somebody", "else")
         session.headers["Authorization"] = "Bearer another"
         failure(server.url, session=session)
@@ -108,7 +108,7 @@ def test_a_proxy_in_the_environment_does_not_capture_loopback_calls(
     monkeypatch: pytest.MonkeyPatch, dead_url: str, name: str, session: requests.Session | None
 ) -> None:
     monkeypatch.setenv(name, dead_url)
-    with RawServer(raw_answer("429 Slow down")) as server:
+    with RawServer(raw_response("429 Slow down")) as server:
         assert isinstance(failure(server.url, session=session), RateLimitError)
 
 
@@ -126,7 +126,7 @@ def test_nor_does_it_capture_loopback_calls_over_tls(
 
 @pytest.mark.usefixtures("no_proxy_settings")
 def test_a_proxy_of_a_session_does_not_capture_loopback_calls(dead_url: str) -> None:
-    with RawServer(raw_answer("429 Slow down")) as server, requests.Session() as session:
+    with RawServer(raw_response("429 Slow down")) as server, requests.Session() as session:
         session.proxies = {"http": dead_url, "all": dead_url}
         assert isinstance(failure(server.url, session=session), RateLimitError)
 
@@ -135,7 +135,7 @@ def test_a_proxy_of_a_session_does_not_capture_loopback_calls(dead_url: str) -> 
 def test_a_proxy_for_other_hosts_is_used_and_does_not_see_the_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with RawServer(raw_answer("407 Who are you?")) as proxy:
+    with RawServer(raw_response("407 Who are you?")) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
         error = failure("https://no-such-host.invalid/v1")
     assert isinstance(error, APIConnectionError)
@@ -146,9 +146,9 @@ def test_a_proxy_for_other_hosts_is_used_and_does_not_see_the_key(
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_the_key_does_not_follow_a_redirect(status: int, session: requests.Session | None) -> None:
     """Not even to another port of the same host, where the path is the right one."""
-    with RawServer(raw_answer("200 OK", b"{}")) as other:
+    with RawServer(raw_response("200 OK", b"{}")) as other:
         location = f"Location: {other.url}/chat/completions"
-        with RawServer(raw_answer(f"{status} Moved", b"", location)) as server:
+        with RawServer(raw_response(f"{status} Moved", b"", location)) as server:
             assert isinstance(failure(server.url, session=session), APIStatusError)
         assert other.connections == 0
 
@@ -179,7 +179,7 @@ def test_a_key_that_is_none_is_refused(key: Any) -> None:
 
 def test_a_key_of_any_printable_ascii_arrives_as_it_is() -> None:
     key = "".join(map(chr, range(33, 127)))
-    with RawServer(raw_answer("503 Oops")) as server:
+    with RawServer(raw_response("503 Oops")) as server:
         failure(server.url, key=key)
     assert authorization(server.requests[0]) == [f"Authorization: Bearer {key}".encode()]
 
@@ -267,35 +267,35 @@ def test_the_client_shows_its_base_url_and_not_its_key() -> None:
 
 GOOD = json.dumps(completion("Hi"))
 ECHOES = {
-    "message": raw_answer("401 No", f'{{"message": "Bad key {KEY}"}}'.encode()),
-    "detail": raw_answer("401 No", f'{{"detail": "{KEY}"}}'.encode()),
-    "fields": raw_answer(
+    "message": raw_response("401 No", f'{{"message": "Bad key {KEY}"}}'.encode()),
+    "detail": raw_response("401 No", f'{{"detail": "{KEY}"}}'.encode()),
+    "fields": raw_response(
         "422 No", f'{{"detail": [{{"loc": ["{KEY}"], "msg": "{KEY}"}}]}}'.encode()
     ),
-    "wrapped": raw_answer("401 No", f'{{"error": {{"message": "{KEY}{KEY}"}}}}'.encode()),
-    "escaped": raw_answer("401 No", f'{{"message": "\\u0073{KEY[1:]}"}}'.encode()),
-    "far out": raw_answer("401 No", f'{{"message": "{"x" * 490}{KEY}"}}'.encode()),
-    "code": raw_answer("401 No", f'{{"message": "No", "code": "{KEY}"}}'.encode()),
-    "code wrapped": raw_answer("401 No", f'{{"error": {{"code": "{KEY}"}}}}'.encode()),
-    "request id": raw_answer("401 No", f'{{"request_id": "{KEY}"}}'.encode()),
-    "id header": raw_answer("401 No", b"", f"mistral-correlation-id: {KEY}"),
-    "other headers": raw_answer("429 No", b"", f"Retry-After: {KEY}", f"WWW-Authenticate: {KEY}"),
-    "cookie": raw_answer("401 No", b"", f"Set-Cookie: key={KEY}"),
-    "reason": raw_answer(f"401 {KEY}"),
-    "text": raw_answer("401 No", f"Authorization: Bearer {KEY}".encode()),
-    "page": raw_answer("502 No", f"<html>{KEY}</html>".encode()),
-    "redirect": raw_answer("302 No", b"", f"Location: http://127.0.0.1/?{KEY}"),
-    "bad redirect": raw_answer("302 No", b"", f"Location: http://[{KEY}"),
-    "200 no JSON": raw_answer("200 OK", f"Bearer {KEY}".encode()),
-    "200 cut": raw_answer("200 OK", f'{{"message": "{KEY}'.encode()),
-    "200 JSON": raw_answer("200 OK", f'{{"{KEY}": "{KEY}"}}'.encode()),
-    "200 content": raw_answer("200 OK", GOOD.replace('"Hi"', f'{{"{KEY}": 1}}').encode()),
-    "200 usage": raw_answer("200 OK", GOOD.replace(": 36", f': "{KEY}"').encode()),
+    "wrapped": raw_response("401 No", f'{{"error": {{"message": "{KEY}{KEY}"}}}}'.encode()),
+    "escaped": raw_response("401 No", f'{{"message": "\\u0073{KEY[1:]}"}}'.encode()),
+    "far out": raw_response("401 No", f'{{"message": "{"x" * 490}{KEY}"}}'.encode()),
+    "code": raw_response("401 No", f'{{"message": "No", "code": "{KEY}"}}'.encode()),
+    "code wrapped": raw_response("401 No", f'{{"error": {{"code": "{KEY}"}}}}'.encode()),
+    "request id": raw_response("401 No", f'{{"request_id": "{KEY}"}}'.encode()),
+    "id header": raw_response("401 No", b"", f"mistral-correlation-id: {KEY}"),
+    "other headers": raw_response("429 No", b"", f"Retry-After: {KEY}", f"WWW-Authenticate: {KEY}"),
+    "cookie": raw_response("401 No", b"", f"Set-Cookie: key={KEY}"),
+    "reason": raw_response(f"401 {KEY}"),
+    "text": raw_response("401 No", f"Authorization: Bearer {KEY}".encode()),
+    "page": raw_response("502 No", f"<html>{KEY}</html>".encode()),
+    "redirect": raw_response("302 No", b"", f"Location: http://127.0.0.1/?{KEY}"),
+    "bad redirect": raw_response("302 No", b"", f"Location: http://[{KEY}"),
+    "200 no JSON": raw_response("200 OK", f"Bearer {KEY}".encode()),
+    "200 cut": raw_response("200 OK", f'{{"message": "{KEY}'.encode()),
+    "200 JSON": raw_response("200 OK", f'{{"{KEY}": "{KEY}"}}'.encode()),
+    "200 content": raw_response("200 OK", GOOD.replace('"Hi"', f'{{"{KEY}": 1}}').encode()),
+    "200 usage": raw_response("200 OK", GOOD.replace(": 36", f': "{KEY}"').encode()),
     "status line": f"{KEY}\r\n\r\n".encode(),
     "status": f"HTTP/1.1 {KEY} OK\r\n\r\n".encode(),
     "chunk": f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{KEY}\r\n".encode(),
-    "lengths": raw_answer("200 OK", b"", f"Content-Length: {KEY}"),
-    "encoding": raw_answer("200 OK", b"x", f"Content-Encoding: gzip, {KEY}"),
+    "lengths": raw_response("200 OK", b"", f"Content-Length: {KEY}"),
+    "encoding": raw_response("200 OK", b"x", f"Content-Encoding: gzip, {KEY}"),
     "half": f"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{KEY}".encode(),
 }
 

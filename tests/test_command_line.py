@@ -28,7 +28,7 @@ from support import (
     finish,
     refusing_url,
     run,
-    side_by_side,
+    run_parallel,
     start,
     transcript,
 )
@@ -87,7 +87,7 @@ def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outc
         "server: taken port": on_a_taken_port,
         "server: unknown fault": lambda: run(*MOCK_SERVER, "0", "--faults", "rain"),
     }
-    return side_by_side(runs)
+    return run_parallel(runs)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def ctrl_c(log: Path) -> Iterator[Callable[[str], Interrupted]]:
         ),
         "mock server": interrupted_mock_server,
     }
-    yield side_by_side(runs)
+    yield run_parallel(runs)
     signal.signal(signal.SIGINT, before)
 
 

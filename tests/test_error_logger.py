@@ -20,7 +20,7 @@ import pytest
 
 from lib.error_logger import MAX_ERROR_TYPES, ErrorLogger, Metrics
 from lib.errors import RateLimitError
-from support import at_once, finish, run, start
+from support import run_in_threads, finish, run, start
 
 SECRET = "sk-51d0c0de"
 
@@ -251,7 +251,7 @@ def test_lines_of_many_threads_are_whole_and_all_there(path: Path) -> None:
         for number in range(50):
             logger.log_request("chat", True, None, {"number": number, "long": "x" * 6000})
 
-    at_once(8, write)
+    run_in_threads(8, write)
     numbers = sorted(record["context"]["number"] for record in records_in(path))
     assert numbers == sorted([*range(50)] * 8)
 
@@ -280,7 +280,7 @@ def test_every_record_that_many_threads_lose_is_counted_and_it_is_said_once(
         for _ in range(15):
             logger.log_request("chat", True)
 
-    at_once(4, lose, interleaved=True)
+    run_in_threads(4, lose, interleaved=True)
     assert logger.lost == 60
     assert capfd.readouterr().err.count("\n") == 1
 
@@ -416,7 +416,7 @@ def test_no_update_is_lost_and_every_look_at_the_metrics_is_consistent() -> None
         looks.extend([logger.metrics() for _ in range(200)])
 
     roles = iter([log, look, log, look])
-    at_once(4, lambda: next(roles)(), interleaved=True)
+    run_in_threads(4, lambda: next(roles)(), interleaved=True)
     assert logger.metrics() == {
         "total_requests": 60,
         "successful": 20,
@@ -496,7 +496,7 @@ def test_the_alarm_is_raised_once_when_the_rate_passes_the_threshold(
 def test_many_threads_that_fail_at_once_raise_one_alarm() -> None:
     raised: list[float] = []
     logger = ErrorLogger(os.devnull, alert=raised.append, alert_window=10)
-    at_once(8, lambda: outcomes(logger, "f" * 25))
+    run_in_threads(8, lambda: outcomes(logger, "f" * 25))
     assert raised == [1.0]
 
 

@@ -24,7 +24,7 @@ from lib.errors import (
     APITimeoutError,
     AuthenticationError,
     BadRequestError,
-    ErrorRow,
+    ErrorInfo,
     InternalServerError,
     MistralError,
     NotFoundError,
@@ -35,7 +35,7 @@ from lib.errors import (
     error_from_response,
     explain,
     parse_retry_after,
-    row_for_status,
+    error_info,
 )
 from support import WIRE_BODIES
 
@@ -70,7 +70,7 @@ ROWS_OF_CLASSES = [row for row in ERROR_TABLE if row.status is None]
 DATE = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT
 
 
-def error_of(row: ErrorRow) -> MistralError:
+def error_of(row: ErrorInfo) -> MistralError:
     """An error such as the row describes."""
     if row.error is APIStreamBrokenError:
         return APIStreamBrokenError("api.mistral.ai cut the connection off", "Hel")
@@ -102,7 +102,7 @@ def test_every_status_of_the_wire_has_a_row_of_its_own_or_that_of_its_family() -
     listed = {row.status for row in ERROR_TABLE}
     assert {400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504} <= listed
     for status in {status for status, *_ in WIRE_BODIES} - listed:
-        assert row_for_status(status) is row_for_status(599)
+        assert error_info(status) is error_info(599)
 
 
 def test_no_status_and_no_class_has_two_rows() -> None:
@@ -113,17 +113,17 @@ def test_no_status_and_no_class_has_two_rows() -> None:
 def test_each_status_has_its_class() -> None:
     for status in range(300, 600):
         assert type(error_from_response(status, {}, "")) is CLASSES.get(status, APIStatusError)
-        assert row_for_status(status).error is CLASSES.get(status, APIStatusError)
+        assert error_info(status).error is CLASSES.get(status, APIStatusError)
 
 
 def test_these_statuses_are_retryable_and_no_others() -> None:
     found = {status for status in range(300, 600) if error_from_response(status, {}, "").retryable}
     assert found == RETRYABLE_STATUSES
-    assert {status for status in range(300, 600) if row_for_status(status).retryable} == found
+    assert {status for status in range(300, 600) if error_info(status).retryable} == found
 
 
 @pytest.mark.parametrize("row", ERROR_TABLE, ids=lambda row: f"{row.error.__name__}-{row.status}")
-def test_an_error_is_as_retryable_as_its_row_says(row: ErrorRow) -> None:
+def test_an_error_is_as_retryable_as_its_row_says(row: ErrorInfo) -> None:
     assert error_of(row).retryable is row.retryable
 
 
@@ -293,7 +293,7 @@ def test_retry_after_comes_from_its_header_and_is_none_without_one() -> None:
 
 
 @pytest.mark.parametrize("row", ERROR_TABLE, ids=lambda row: f"{row.error.__name__}-{row.status}")
-def test_an_error_survives_pickle_and_copy(row: ErrorRow) -> None:
+def test_an_error_survives_pickle_and_copy(row: ErrorInfo) -> None:
     error = error_of(row)
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(twin) is type(error)
@@ -405,7 +405,7 @@ def test_the_last_date_that_there_is_stays_finite() -> None:
 
 
 @pytest.mark.parametrize("row", ERROR_TABLE, ids=lambda row: f"{row.error.__name__}-{row.status}")
-def test_explain_says_in_one_sentence_what_happened_and_what_to_do(row: ErrorRow) -> None:
+def test_explain_says_in_one_sentence_what_happened_and_what_to_do(row: ErrorInfo) -> None:
     error = error_of(row)
     sentence = explain(error)
     assert sentence.lower().startswith(row.meaning.lower())

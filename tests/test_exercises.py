@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from examples.exercises import check, rules
-from support import ROOT, Outcome, run, side_by_side
+from support import ROOT, Outcome, run, run_parallel
 
 COMMAND = str(ROOT / "examples" / "exercises" / "check.py")
 EXERCISES = ROOT / "examples" / "exercises"
@@ -197,7 +197,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """What became of every file and every command below, all done side by side."""
     folder = tmp_path_factory.mktemp("exercises")
     runs = {**commands(folder), **judgements(folder)}
-    return side_by_side(runs, at_a_time=16)
+    return run_parallel(runs, at_a_time=16)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from lib.errors import AuthenticationError, InternalServerError, UnprocessableEntityError
 from lib.fallback import AllStrategiesFailedError, FallbackHandler, Strategy
-from support import at_once
+from support import run_in_threads
 
 
 def gives(answer: object) -> Strategy:
@@ -216,7 +216,7 @@ def test_threads_may_add_and_execute_at_once() -> None:
             answers.append(handler.execute())
         return answers
 
-    assert at_once(4, add_and_execute, interleaved=True) == [["answer"] * 5] * 4
+    assert run_in_threads(4, add_and_execute, interleaved=True) == [["answer"] * 5] * 4
     asked.clear()
     handler.execute()
     assert sorted(asked) == sorted(f"extra {number}" for number in range(20))  # none was lost

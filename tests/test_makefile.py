@@ -112,8 +112,8 @@ def test_an_example_that_is_not_there_is_a_sentence(number: str, project: Projec
 
 def test_the_tests_and_the_storm_are_run_with_their_arguments(project: Project) -> None:
     assert project.make("test", "ARGS=-k retry").returncode == 0
-    assert project.make("run-storm", "ARGS=02").returncode == 0
-    assert project.calls == ["-m pytest -k retry", "examples/storm.py 02"]
+    assert project.make("run-failures", "ARGS=02").returncode == 0
+    assert project.calls == ["-m pytest -k retry", "examples/failure_scenarios.py 02"]
 
 
 @pytest.mark.parametrize("arguments", [("help",), ()], ids=["make help", "make"])
@@ -125,7 +125,7 @@ def test_help_lists_every_target_and_installs_nothing(
     assert (done.returncode, done.stderr, project.calls) == (0, "", [])
     makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE)) - {"help"}
-    assert {"run-all", "run-storm", "test", "clean"} <= targets
+    assert {"run-all", "run-failures", "test", "clean"} <= targets
     listed = set(re.findall(r"^make ([a-z0-9-]+) ", done.stdout, re.MULTILINE))
     assert listed == {*targets, "run-01"}
 

@@ -24,7 +24,7 @@ import pytest
 from conftest import FakeClock
 from lib import mock_server
 from lib.mock_server import MODELS, Fault, MockServer, parse_faults
-from support import at_once
+from support import run_in_threads
 
 KEY = "sk-0123456789-secret"
 CHAT = "/v1/chat/completions"
@@ -328,7 +328,7 @@ def test_whoever_waits_as_told_is_let_through(clock: FakeClock) -> None:
 
 def test_the_limit_holds_when_all_come_at_once() -> None:
     with MockServer(requests_per_minute=5) as server:
-        statuses = at_once(12, lambda: ask(server).status)
+        statuses = run_in_threads(12, lambda: ask(server).status)
     assert Counter(statuses) == {200: 5, 429: 7}
 
 
@@ -708,7 +708,7 @@ def test_the_log_is_in_order_when_many_come_at_once(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(mock_server, "_normal_answer", slowly)
     with MockServer("503,ok,429,ok", requests_per_minute=7) as server:
-        statuses = at_once(12, lambda: str(ask(server).status))
+        statuses = run_in_threads(12, lambda: str(ask(server).status))
         log = server.log
     assert Counter(entry.answer for entry in log) == Counter(statuses)
     assert [entry.answer for entry in log] == ["503", "200", "429", *["200"] * 6, *["429"] * 3]

@@ -15,7 +15,7 @@ import pytest
 
 from conftest import FakeClock
 from lib.rate_limiter import RateLimiter
-from support import StartTimes, at_once, most_in_any_window
+from support import StartTimes, run_in_threads, most_in_any_window
 
 
 def test_the_first_request_starts_at_once(clock: FakeClock) -> None:
@@ -112,7 +112,7 @@ def test_eight_threads_get_the_rate_and_never_more(monkeypatch: pytest.MonkeyPat
     def start_two() -> list[float]:
         return [times.of(limiter.acquire) for _ in range(2)]
 
-    starts = sorted(start for pair in at_once(8, start_two) for start in pair)
+    starts = sorted(start for pair in run_in_threads(8, start_two) for start in pair)
     assert starts[-1] - starts[0] <= 15 * 0.040 / 0.9
     for seconds, allowed in [(60, 1500), (0.36, 10), (0.16, 5), (0.08, 3)]:
         assert most_in_any_window(starts, seconds) <= allowed
@@ -128,7 +128,7 @@ def test_reserve_books_slot_after_slot_and_never_waits(clock: FakeClock) -> None
 
 def test_no_slot_is_reserved_twice_by_threads(clock: FakeClock) -> None:
     limiter = RateLimiter(60)
-    waits = at_once(4, lambda: [limiter.reserve() for _ in range(25)], interleaved=True)
+    waits = run_in_threads(4, lambda: [limiter.reserve() for _ in range(25)], interleaved=True)
     booked = sorted(wait for of_one_thread in waits for wait in of_one_thread)
     assert booked == pytest.approx(list(range(100)), rel=0.001)
 
@@ -143,7 +143,7 @@ def test_no_slot_is_taken_twice_by_threads(clock: FakeClock) -> None:
             started.append(clock.now)
 
     for _ in range(3):
-        at_once(4, try_to_start, interleaved=True)
+        run_in_threads(4, try_to_start, interleaved=True)
         clock.now += 1.01
     assert len(set(started)) == len(started) == 3
 

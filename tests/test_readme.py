@@ -11,7 +11,7 @@ import pytest
 import responses
 
 from conftest import FakeClock
-from lib.errors import ERROR_TABLE, ErrorRow
+from lib.errors import ERROR_TABLE, ErrorInfo
 from support import CHAT_URL, EXPECTED, ROOT, SCRIPTS, completion, run_in_process
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -25,7 +25,7 @@ def fenced(page: str, language: str) -> list[str]:
     return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in blocks]
 
 
-def table_row(row: ErrorRow) -> str:
+def table_row(row: ErrorInfo) -> str:
     retry = "yes" if row.retryable else "no"
     cells = [str(row.status or ""), f"`{row.error.__name__}`", row.meaning, retry, row.what_to_do]
     return "| " + " | ".join(cells) + " |"
@@ -97,7 +97,7 @@ def test_every_setting_in_the_readme_is_in_env_example_and_in_the_code_and_only_
     named = set(re.findall(r"^\| `(MISTRAL_\w+)`", README, re.MULTILINE))
     example = (ROOT / ".env.example").read_text("utf-8")
     assert named == set(re.findall(r"^#?(MISTRAL_\w+)=", example, re.MULTILINE))
-    code = (ROOT / "lib" / "demo.py").read_text("utf-8")
+    code = (ROOT / "examples" / "lesson.py").read_text("utf-8")
     assert named == set(re.findall(r'setting\("(MISTRAL_\w+)"', code))
 
 

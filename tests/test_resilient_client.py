@@ -31,7 +31,7 @@ from lib.mock_server import MockServer
 from lib.rate_limiter import RateLimiter
 from lib.resilient_client import MAX_REMEMBERED_ERRORS, ResilientMistralClient, is_unhealthy
 from lib.retry import Retrier
-from support import at_once
+from support import run_in_threads
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 
@@ -418,7 +418,7 @@ def test_threads_share_one_client_and_their_attempts_are_their_own(
             robust.request(ending_in(down(), down(), "three")),
         ]
 
-    assert at_once(4, three_requests, interleaved=True) == [["one", "two", "three"]] * 4
+    assert run_in_threads(4, three_requests, interleaved=True) == [["one", "two", "three"]] * 4
     assert sorted(line["context"]["attempts"] for line in lines_in(log)) == sorted([1, 2, 3] * 4)
     assert len(robust.error_log) == 12
 

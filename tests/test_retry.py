@@ -16,7 +16,7 @@ import pytest
 
 from conftest import FakeClock
 from lib.retry import Retrier
-from support import at_once
+from support import run_in_threads
 
 
 class BusyError(Exception):
@@ -272,7 +272,7 @@ def test_the_attempts_of_threads_that_share_a_retrier_are_their_own() -> None:
 
         return retrier.call(operation)
 
-    assert at_once(threads, fail_four_times) == ["answer 5"] * threads
+    assert run_in_threads(threads, fail_four_times) == ["answer 5"] * threads
     assert sorted(seen_by_hooks) == sorted([1, 2, 3, 4, 5] * threads)
 
 

@@ -23,12 +23,12 @@ import pytest
 from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
 from lib.client import MistralClient
 from lib.error_logger import ErrorLogger, Metrics
-from lib.errors import MistralError, row_for_status
+from lib.errors import MistralError, error_info
 from lib.mock_server import MockServer
 from lib.rate_limiter import RateLimiter
 from lib.resilient_client import ResilientMistralClient, is_unhealthy
 from lib.retry import Retrier
-from support import ROOT, StartTimes, at_once, most_in_any_window
+from support import ROOT, StartTimes, run_in_threads, most_in_any_window
 
 CALLS = int(os.environ.get("SOAK_CALLS") or 560)
 THREADS = 16
@@ -60,7 +60,7 @@ def error_made_of(answer: str) -> str:
         return "APIConnectionError"
     if answer.startswith("200"):
         return "APIResponseValidationError" if "badjson" in answer else ""
-    return row_for_status(int(answer[:3])).error.__name__
+    return error_info(int(answer[:3])).error.__name__
 
 
 @dataclass
@@ -120,9 +120,9 @@ def weathered(log: Path, times: StartTimes) -> Storm:
             logger=ErrorLogger(log),
         )
         first, last = iter(range(CALLS * 4 // 5)), iter(range(CALLS // 5))
-        at_once(THREADS, lambda: make(first))
+        run_in_threads(THREADS, lambda: make(first))
         tracemalloc.start()
-        at_once(THREADS, lambda: make(last))
+        run_in_threads(THREADS, lambda: make(last))
         bytes_kept = memory_in_use()
         tracemalloc.stop()
         answers = [request.answer for request in server.log]
@@ -144,7 +144,7 @@ def memory_in_use() -> int:
     filters = [
         tracemalloc.Filter(True, str(ROOT / "lib" / "*")),
         tracemalloc.Filter(True, "*/site-packages/*"),
-        tracemalloc.Filter(False, str(ROOT / "lib" / "mock_server.py")),
+        tracemalloc.Filter(False, str(ROOT / "lib" / "mock_server" / "__init__.py")),
         tracemalloc.Filter(False, "*/_pytest/*"),
     ]
     statistics = tracemalloc.take_snapshot().filter_traces(filters).statistics("filename")

@@ -1,4 +1,4 @@
-"""The workshop's pages are true: each storm shown, each change tried, each name in the code."""
+"""The workshop's pages are true: each scenario shown, each change tried, each name in the code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.storm import STORMS, Storm
+from examples.failure_scenarios import SCENARIOS, Scenario
 from support import EXPECTED, ROOT, Child, Outcome
 
 WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
@@ -22,11 +22,11 @@ MODIFIES = re.findall(
 )
 
 
-@pytest.mark.parametrize("storm", STORMS, ids=lambda storm: storm.name)
-def test_every_storm_is_shown_with_its_command_and_all_that_it_prints(storm: Storm) -> None:
-    expected = (EXPECTED / "storm" / f"{storm.name}.txt").read_text("utf-8")
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_every_storm_is_shown_with_its_command_and_all_that_it_prints(scenario: Scenario) -> None:
+    expected = (EXPECTED / "failure_scenarios" / f"{scenario.name}.txt").read_text("utf-8")
     lesson = expected.partition("\n\n")[2].rstrip("\n")
-    summary = f"<code>{storm.script}.py --faults '{storm.faults}'</code> prints</summary>"
+    summary = f"<code>{scenario.script}.py --faults '{scenario.faults}'</code> prints</summary>"
     assert f"{summary}\n\n```text\n{lesson}\n```" in WORKSHOP
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from examples.exercises.rules import DidNotComeBackError, Rule, in_words, load, within
-from lib.demo import prepare_console
+from examples.lesson import prepare_console
 
 EXERCISES = {
     1: "ex1_retry_pool.py",

@@ -105,7 +105,7 @@ def within(seconds: float, action: Callable[[], T]) -> T:
     raise DidNotComeBackError
 
 
-def side_by_side(
+def run_in_lockstep(
     their: Any,
     *actions: Callable[[], object],
     expected: type[Exception] | tuple[type[Exception], ...] = (),

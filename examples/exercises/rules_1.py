@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from examples.exercises.rules import instead_of, rule, side_by_side
+from examples.exercises.rules import instead_of, rule, run_in_lockstep
 from lib.retry import Retrier
 
 
@@ -85,7 +85,7 @@ def never_too_many(their: Any) -> str | None:
     create = Factory()
     pool = their.RetryPool(create, works, max_connections=2)
     ask = partial(pool.get_connection, timeout=0.2)
-    outcomes = side_by_side(their, *[ask] * 6, expected=TimeoutError)
+    outcomes = run_in_lockstep(their, *[ask] * 6, expected=TimeoutError)
     refused = sum(isinstance(outcome, TimeoutError) for outcome in outcomes)
     if (len(create.made), refused) == (2, 4):
         return None
@@ -106,7 +106,7 @@ def waits_for_one(their: Any) -> str | None:
         time.sleep(0.2)
         pool.release_connection(first)
 
-    _, second = side_by_side(their, give_back_later, pool.get_connection, expected=TimeoutError)
+    _, second = run_in_lockstep(their, give_back_later, pool.get_connection, expected=TimeoutError)
     if second is first:
         return None
     return "a TimeoutError" if isinstance(second, TimeoutError) else "another connection"
@@ -293,7 +293,7 @@ def creations_overlap(their: Any) -> str | None:
         return Connection()
 
     pool = their.RetryPool(create, works)
-    side_by_side(their, pool.get_connection, pool.get_connection)
+    run_in_lockstep(their, pool.get_connection, pool.get_connection)
     return None if meeting.took_place else "the second create() began when the first had ended"
 
 
@@ -313,7 +313,7 @@ def health_checks_overlap(their: Any) -> str | None:
     pool = their.RetryPool(Factory(), is_healthy)
     for connection in [pool.get_connection(), pool.get_connection()]:
         pool.release_connection(connection)
-    side_by_side(their, pool.get_connection, pool.get_connection)
+    run_in_lockstep(their, pool.get_connection, pool.get_connection)
     return None if meeting.took_place else "the second is_healthy() began when the first had ended"
 
 

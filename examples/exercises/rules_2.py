@@ -6,7 +6,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from examples.exercises.rules import instead_of, rule, side_by_side
+from examples.exercises.rules import instead_of, rule, run_in_lockstep
 from lib.client import Usage
 
 # One USD for a thousand tokens of prompt, two for a thousand of answer: easy to reckon with.
@@ -132,7 +132,7 @@ def reservations_count(their: Any) -> str | None:
 def threads_cannot_overspend(their: Any) -> str | None:
     control = controller(their, "4")
     ask = partial(control.reserve, "round", 1000, 0)
-    outcomes = side_by_side(their, *[ask] * 8, expected=their.BudgetExceededError)
+    outcomes = run_in_lockstep(their, *[ask] * 8, expected=their.BudgetExceededError)
     made = sum(isinstance(outcome, their.Reservation) for outcome in outcomes)
     if made == 4:
         return differs(control, "0", "4", "0")
@@ -149,7 +149,7 @@ def threads_cannot_overspend(their: Any) -> str | None:
 def threads_lose_nothing(their: Any) -> str | None:
     control = controller(their, "8")
     reservations = [control.reserve("round", 1000, 0) for _ in range(8)]
-    side_by_side(their, *[partial(control.settle, each, usage(500, 0)) for each in reservations])
+    run_in_lockstep(their, *[partial(control.settle, each, usage(500, 0)) for each in reservations])
     return differs(control, "4", "0", "4")
 
 
@@ -161,7 +161,7 @@ def threads_lose_nothing(their: Any) -> str | None:
 def threads_settle_once(their: Any) -> str | None:
     control = controller(their, "8")
     settle = partial(control.settle, control.reserve("round", 1000, 0), usage(1000, 0))
-    outcomes = side_by_side(their, *[settle] * 8, expected=ValueError)
+    outcomes = run_in_lockstep(their, *[settle] * 8, expected=ValueError)
     refused = sum(isinstance(outcome, ValueError) for outcome in outcomes)
     return differs(control, "1", "0", "7") if refused == 7 else f"{refused} ValueErrors"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from examples.exercises.rules import move_clock, rule, side_by_side
+from examples.exercises.rules import move_clock, rule, run_in_lockstep
 from lib.client import ChatCompletion, MistralClient
 from lib.errors import PaymentRequiredError
 from lib.mock_server import MockServer
@@ -142,7 +142,7 @@ def threads_lose_nothing(their: Any) -> str | None:
     with weather("") as (_, client):
         monitor = their.HealthMonitor(client)
         good, bad = partial(monitor.record, True), partial(monitor.record, False)
-        side_by_side(their, *[good] * 3, *[bad] * 5)
+        run_in_lockstep(their, *[good] * 3, *[bad] * 5)
         rate = monitor.check_health()["error_rate"]
     return None if rate == 5 / 8 else f'"error_rate": {rate!r}'
 

@@ -18,9 +18,9 @@ import requests
 import responses
 
 from conftest import FakeClock
-from lib import demo
+from examples import lesson
 from lib.client import MistralClient
-from lib.demo import run_lesson
+from examples.lesson import run_lesson
 from lib.errors import APIConnectionError
 from lib.mock_server import MockServer
 from support import (
@@ -31,7 +31,7 @@ from support import (
     error_body,
     run,
     run_in_process,
-    side_by_side,
+    run_parallel,
     transcript,
 )
 
@@ -93,7 +93,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
         return Run(run(path, cwd=elsewhere, **UNSET), folder, 0)
 
     both = "MISTRAL_API_KEY=the-key\nMISTRAL_BASE_URL=<url>\n"
-    return side_by_side(
+    return run_parallel(
         {
             "key": with_key,
             "key, --offline": lambda: with_key("--offline"),
@@ -391,7 +391,7 @@ def test_where_the_environment_has_a_setting_the_file_is_not_even_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").mkdir()
-    monkeypatch.setattr(demo, "ROOT", tmp_path)
-    demo._env_file.cache_clear()
+    monkeypatch.setattr(lesson, "ROOT", tmp_path)
+    lesson._env_file.cache_clear()
     monkeypatch.setenv("MISTRAL_TIMEOUT", "30")
-    assert demo.setting("MISTRAL_TIMEOUT") == "30"
+    assert lesson.setting("MISTRAL_TIMEOUT") == "30"

@@ -23,9 +23,9 @@ from typing import Any, NoReturn
 import requests
 from dotenv import dotenv_values
 
-from .client import DEFAULT_BASE_URL, LONGEST_TIMEOUT, MistralClient
-from .errors import APIConnectionError, APITimeoutError, MistralError, explain
-from .mock_server import VOCABULARY, LoggedRequest, MockServer
+from lib.client import DEFAULT_BASE_URL, LONGEST_TIMEOUT, MistralClient
+from lib.errors import APIConnectionError, APITimeoutError, MistralError, explain
+from lib.mock_server import VOCABULARY, LoggedRequest, MockServer
 
 Lesson = Callable[[MistralClient], None]
 

@@ -1,0 +1,1 @@
+"""The lessons, one script each; README.md beside this file is the workshop."""
