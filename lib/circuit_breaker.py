@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Stop calling a service that is down: it recovers sooner, and callers fail at once.
+"""Stop calling a service that is down: it recovers sooner, and callers fail fast.
 
 Copy this file alone: it needs the standard library only.
 
@@ -10,16 +10,20 @@ Copy this file alone: it needs the standard library only.
     Traceback (most recent call last):
     ConnectionError: the service is down
     >>> try:
-    ...     breaker.call(call_api)      # not called any more
+    ...     breaker.call(call_api)      # fails fast: nothing is called
     ... except CircuitOpenError as error:
-    ...     print(error)
-    Circuit breaker is open
+    ...     print(error, "-", error.last_failure)
+    Circuit breaker is open - ConnectionError: the service is down
 
        failures reach the threshold              recovery_timeout has passed
     closed ----------------------------> open ----------------------------> half-open
       ^                                    ^                                   |  |
       |                                    +-------- the probe fails ----------+  |
       +--------------------------------------------- the probe succeeds ----------+
+
+Why half-open, and why one probe: the breaker cannot know that the service is back
+without trying, and if every caller tried at once, they would flood a service that has
+just restarted.
 
 After Michael Nygard, "Release It!" (2007), and Martin Fowler's "CircuitBreaker" (2014).
 """
@@ -31,151 +35,232 @@ import inspect
 import math
 import threading
 import time
-from collections.abc import Callable
-from typing import Literal, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeVar, cast
 
-P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 State = Literal["closed", "open", "half-open"]
 
 
 class CircuitOpenError(Exception):
-    """The call was not made. ``retry_after``: seconds until the circuit lets one try.
+    """The circuit is open: the call was not made.
 
-    It carries no ``retryable``: to wait for the circuit would defeat its purpose.
+    ``retry_after`` is the seconds until the circuit lets a probe through, 0 while one is
+    under way; ``last_failure`` is the text of the error that opened it. The error has no
+    ``retryable``: to wait for the circuit in a retry would defeat its purpose.
     """
 
-    def __init__(self, name: str, retry_after: float) -> None:
-        super().__init__(name, retry_after)
+    def __init__(self, name: str, retry_after: float, last_failure: str = "") -> None:
+        super().__init__(name, retry_after, last_failure)
         self.name = name
         self.retry_after = retry_after
+        self.last_failure = last_failure
 
     def __str__(self) -> str:
         return "Circuit breaker is open"
 
 
 def is_service_failure(error: Exception) -> bool:
-    """Does the error speak against the service? A refused request (400, 401, 404) does not."""
-    return bool(getattr(error, "retryable", True))
+    """Return True if the error indicates an unhealthy service.
+
+    With an HTTP status (``status_code``), every status but a 4xx does: a 400, 401 or 404
+    is about the request, and a 429 says that you are too fast. Without a status, every
+    error does but one that is marked ``retryable = False``.
+    """
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int):
+        return not 400 <= status <= 499
+    return getattr(error, "retryable", True) is not False
+
+
+class _Closed:
+    """The state of a closed circuit. A new object stands for a new stretch of time."""
+
+    def __init__(self) -> None:
+        self.failures = 0  # in a row
+
+
+class _Open:
+    """The state of a circuit that is open or, once the recovery timeout has passed, half-open."""
+
+    def __init__(self, opened_at: float, last_failure: str) -> None:
+        self.opened_at = opened_at
+        self.last_failure = last_failure
+        self.probe: _Call | None = None
+
+
+class _Call:
+    """A call through the breaker: the state that it began under, and whether it has ended."""
+
+    state: _Closed | _Open | None = None  # None: the circuit did not let it through
+    ended = False
 
 
 class CircuitBreaker:
-    """Guards one service; shared by all threads that call it.
+    """Protect one service; all threads and tasks that call it share the breaker.
 
-    ``failure_threshold`` failures in a row open the circuit. ``recovery_timeout``
-    seconds later one call, the probe, is let through: it closes the circuit or opens
-    it again. An error for which ``counts_as_failure(error)`` is false, or a Ctrl-C,
-    changes nothing. Raises ValueError for a number that cannot be right.
+    ``failure_threshold`` failures in a row open the circuit. ``recovery_timeout`` seconds
+    later it is half-open: one call, the probe, is let through, and closes the circuit or
+    opens it again. ``counts_as_failure(error)`` decides which errors count; one that does
+    not count, like Ctrl-C or a cancelled task, changes nothing.
+
+    ``on_state_change(name, old_state, new_state)`` is called after each change, in the
+    thread that caused it; what it raises reaches the caller.
+
+    Thread-safe. Raises ValueError for a wrong argument.
     """
 
     def __init__(
         self,
         name: str,
+        *,
         failure_threshold: int = 5,
         recovery_timeout: float = 60.0,
         counts_as_failure: Callable[[Exception], bool] = is_service_failure,
+        on_state_change: Callable[[str, State, State], object] | None = None,
     ) -> None:
-        if not (isinstance(failure_threshold, int) and failure_threshold >= 1):
+        if type(failure_threshold) is not int or failure_threshold < 1:
             raise ValueError(
-                f"failure_threshold must be a whole number from 1, not {failure_threshold!r}"
+                f"failure_threshold must be an integer >= 1, got {failure_threshold!r}"
             )
-        if not 0 <= recovery_timeout < math.inf:
+        if type(recovery_timeout) not in (int, float) or not 0 <= recovery_timeout < math.inf:
             raise ValueError(
-                f"recovery_timeout must be finite seconds from 0, not {recovery_timeout!r}"
+                f"recovery_timeout must be a number of seconds >= 0, got {recovery_timeout!r}"
             )
         self.name = name
         self.failure_threshold = failure_threshold
         self.recovery_timeout = recovery_timeout
         self._counts_as_failure = counts_as_failure
+        self._on_state_change = on_state_change
+        self._state: _Closed | _Open = _Closed()
         self._lock = threading.Lock()
-        self._failures = 0
-        self._opened_at: float | None = None  # None: closed
-        self._probing = False
-        # Goes up whenever the circuit opens. A call remembers the era it began in; if another
-        # one has come when it ends, it says nothing about the service of now.
-        self._era = 0
 
     @property
     def state(self) -> State:
-        """What the next call will meet."""
-        with self._lock:
-            if self._opened_at is None:
-                return "closed"
-            return "open" if self._seconds_left(self._opened_at) > 0 else "half-open"
+        """The state that the next call will meet."""
+        state = self._state
+        if isinstance(state, _Closed):
+            return "closed"
+        return "open" if self._seconds_left(state) > 0 else "half-open"
 
     def call(self, operation: Callable[[], T]) -> T:
-        """The operation's result or its own error; CircuitOpenError if it wasn't called.
+        """Return the operation's result or raise its error.
 
-        The operation must be over when it returns: no coroutine, no generator.
+        Raises CircuitOpenError, and calls nothing, while the circuit is open or another
+        call is the probe; TypeError if the operation returns an awaitable.
         """
-        era = self._admit()
-        healthy = None  # says nothing, until we know
+        call = _Call()
         try:
+            self._before_call(call)
             result = operation()
-            healthy = True
-            return result
+            if hasattr(type(result), "__await__"):
+                raise _not_awaited(result)
         except Exception as error:
-            if self._counts_as_failure(error):
-                healthy = False
+            self._after_failure(call, error)
             raise
+        else:
+            self._after_success(call)
+            return result
         finally:
-            self._settle(era, healthy)
+            call.ended = True  # a single store, which Ctrl-C cannot interrupt, frees the probe
 
-    def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
-        """The breaker as a decorator."""
-        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-            raise TypeError("an async or generator function only starts later: guard what it calls")
+    async def call_async(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Do what ``call`` does for an async operation. A cancelled task changes nothing."""
+        call = _Call()
+        try:
+            self._before_call(call)
+            result = await operation()
+        except Exception as error:
+            self._after_failure(call, error)
+            raise
+        else:
+            self._after_success(call)
+            return result
+        finally:
+            call.ended = True
+
+    def __call__(self, function: F) -> F:
+        """Decorate a function or an async function: each call of it goes through the breaker."""
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("a generator runs after the call has returned: decorate what it calls")
 
         @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        def protected(*args: Any, **kwargs: Any) -> Any:
             return self.call(lambda: function(*args, **kwargs))
 
-        return guarded
+        @functools.wraps(function)
+        async def protected_async(*args: Any, **kwargs: Any) -> Any:
+            return await self.call_async(lambda: function(*args, **kwargs))
+
+        return cast("F", protected_async if inspect.iscoroutinefunction(function) else protected)
 
     def reset(self) -> None:
-        """Close the circuit and forget every failure, those of calls under way too."""
+        """Close the circuit and forget all failures; calls under way no longer count."""
         with self._lock:
-            self._era += 1
-            self._close()
+            old, self._state = self._state, _Closed()
+        if isinstance(old, _Open):
+            self._report("half-open" if old.probe else "open", "closed")
 
-    def _admit(self) -> int:
-        """Let a call in, with the era that it belongs to, or raise CircuitOpenError."""
-        era = self._era  # read before the state, so that it is the old one if the circuit opens
-        if self._opened_at is None:
-            return era
-        with self._lock:
-            if self._opened_at is None:
-                return self._era
-            seconds_left = self._seconds_left(self._opened_at)
-            if seconds_left > 0 or self._probing:
-                raise CircuitOpenError(self.name, seconds_left)
-            self._probing = True
-            return self._era
+    def __repr__(self) -> str:
+        return (
+            f"CircuitBreaker({self.name!r}, failure_threshold={self.failure_threshold}, "
+            f"recovery_timeout={self.recovery_timeout:g}, state={self.state!r})"
+        )
 
-    def _settle(self, era: int, healthy: bool | None) -> None:
-        """Draw the conclusion from a call's end; None says nothing about the service."""
-        if healthy and self._opened_at is None and not self._failures:
-            return  # all was well, and is
+    def _before_call(self, call: _Call) -> None:
+        """Let the call through, as the probe if the circuit is half-open, or raise."""
+        state = self._state
+        if isinstance(state, _Closed):
+            call.state = state
+            return
         with self._lock:
-            if era != self._era:
+            state = self._state  # it may have changed before the lock was free
+            first_probe = isinstance(state, _Open) and state.probe is None
+            if isinstance(state, _Open):
+                seconds_left = self._seconds_left(state)
+                if seconds_left > 0 or (state.probe and not state.probe.ended):
+                    raise CircuitOpenError(self.name, seconds_left, state.last_failure)
+                state.probe = call
+            call.state = state
+        if first_probe:
+            self._report("open", "half-open")
+
+    def _after_success(self, call: _Call) -> None:
+        if isinstance(call.state, _Closed) and not call.state.failures:
+            return
+        with self._lock:
+            if call.state is not self._state:
+                return  # the circuit has changed since the call began
+            if isinstance(call.state, _Closed):
+                call.state.failures = 0
                 return
-            self._probing = False
-            if healthy:
-                self._close()
-            elif healthy is False:
-                self._failures += 1
-                if self._opened_at is not None or self._failures >= self.failure_threshold:
-                    self._open()
+            self._state = _Closed()
+        self._report("half-open", "closed")
 
-    def _close(self) -> None:
-        self._opened_at = None
-        self._failures = 0
-        self._probing = False
+    def _after_failure(self, call: _Call, error: Exception) -> None:
+        if call.state is None or not self._counts_as_failure(error):
+            return
+        with self._lock:
+            state = self._state
+            if state is not call.state:
+                return  # the circuit has changed since the call began
+            if isinstance(state, _Closed):
+                state.failures += 1
+                if state.failures < self.failure_threshold:
+                    return
+            self._state = _Open(time.monotonic(), f"{type(error).__name__}: {error}")
+        self._report("closed" if isinstance(state, _Closed) else "half-open", "open")
 
-    def _open(self) -> None:
-        self._opened_at = time.monotonic()
-        self._era += 1  # after the state: who reads the new one without the lock sees it open
-        self._probing = False
+    def _report(self, old: State, new: State) -> None:
+        if self._on_state_change:
+            self._on_state_change(self.name, old, new)
 
-    def _seconds_left(self, opened_at: float) -> float:
-        return max(0.0, opened_at + self.recovery_timeout - time.monotonic())
+    def _seconds_left(self, state: _Open) -> float:
+        return max(0.0, state.opened_at + self.recovery_timeout - time.monotonic())
+
+
+def _not_awaited(result: object) -> TypeError:
+    if inspect.iscoroutine(result):
+        result.close()  # or Python would warn that it was never awaited
+    return TypeError("the operation returned an awaitable, which has not run: use call_async")

@@ -1,130 +1,302 @@
 # SPDX-License-Identifier: MIT-0
-"""Retry with exponential backoff and full jitter: many calls fail once and work a second later.
+"""Retry a failed call with exponential backoff, full jitter and a retry budget.
 
-Copy this file alone: it needs the standard library only. It knows an error by two
-attributes that any exception can carry: ``retryable`` (bool; an error without it
-is not retried) and ``retry_after`` (seconds that the server asked for, or None).
+Copy this file alone: it needs the standard library only. It looks at two attributes
+that any exception can carry: ``retryable`` (bool; an error without it is not retried)
+and ``retry_after`` (seconds that the server asked for, or None).
 
     >>> class Busy(Exception):
     ...     retryable = True
-    >>> answers = iter([Busy(), "Hello!"])
-    >>> def ask():
-    ...     answer = next(answers)
-    ...     if isinstance(answer, Busy):
-    ...         raise answer
-    ...     return answer
-    >>> Retrier(max_attempts=3, base_delay=0.01).call(ask)
+    >>> results = iter([Busy(), "Hello!"])
+    >>> def call_api():
+    ...     result = next(results)
+    ...     if isinstance(result, Busy):
+    ...         raise result
+    ...     return result
+    >>> Retrier(max_attempts=3, base_delay=0.01).call(call_api)
     'Hello!'
 
-After Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015).
+Why exponential: a service that is still down after one second needs more time, not
+more requests. Why jitter: a thousand clients that fail together and all wait exactly
+one second come back together, and knock the service over again. Why a budget: three
+attempts per call are three times the load on a service that fails because it has too
+much of it.
+
+Retry only what is safe to do twice. A chat call changes nothing on the server, but it
+costs money twice; never retry an action that you take because of its answer.
+
+After Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015), and,
+for the budget, gRPC's retry throttling (proposal A6) and Finagle's RetryBudget.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import inspect
+import logging
 import math
 import random
+import threading
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeVar, cast
 
+F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+GiveUpReason = Literal[
+    "not retryable",
+    "attempts exhausted",
+    "Retry-After too long",
+    "total timeout",
+    "retry budget exhausted",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+def is_retryable(error: Exception) -> bool:
+    """Return the error's ``retryable`` attribute, or False if it has none."""
+    return bool(getattr(error, "retryable", False))
+
+
+class RetryBudget:
+    """Limit the share of retries among all calls, so that they cannot keep a service down.
+
+    The budget holds up to ``max_tokens`` tokens and starts full. A retry costs one; each
+    success earns ``tokens_per_success``, each second ``tokens_per_second``. While a
+    service is down there are no successes, so it gets its normal load, plus one retry
+    every two seconds with the defaults. A program that makes one call per second keeps
+    its retries: up to 0.6 per second.
+
+    Every Retrier has one of its own unless you give several the same. A budget of
+    ``math.inf`` tokens never runs out. Thread-safe. Raises ValueError for a wrong argument.
+    """
+
+    def __init__(
+        self,
+        max_tokens: float = 10.0,
+        *,
+        tokens_per_success: float = 0.1,
+        tokens_per_second: float = 0.5,
+    ) -> None:
+        if max_tokens != math.inf:
+            _check_number("max_tokens", max_tokens, "number")
+        _check_number("tokens_per_success", tokens_per_success, "number")
+        _check_number("tokens_per_second", tokens_per_second, "number")
+        self.max_tokens = max_tokens
+        self.tokens_per_success = tokens_per_success
+        self.tokens_per_second = tokens_per_second
+        self._tokens = max_tokens
+        self._updated_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Pay for one retry. Return False, and take nothing, if less than one token is left."""
+        with self._lock:
+            now = time.monotonic()
+            self._add((now - self._updated_at) * self.tokens_per_second)
+            self._updated_at = now
+            if self._tokens < 1:
+                return False
+            self._tokens -= 1
+            return True
+
+    def earn(self) -> None:
+        """Add what a successful call earns."""
+        if self._tokens < self.max_tokens:
+            with self._lock:
+                self._add(self.tokens_per_success)
+
+    def _add(self, tokens: float) -> None:
+        self._tokens = min(self.max_tokens, self._tokens + tokens)
+
+    def __repr__(self) -> str:
+        return f"RetryBudget({self.max_tokens:g}, tokens={self._tokens:.1f})"
 
 
 class Retrier:
-    """Calls an operation until it succeeds, at most ``max_attempts`` times.
+    """Call an operation until it succeeds, at most ``max_attempts`` times.
 
-    All times are seconds. Before attempt n+1 it waits a random time between 0 and
-    min(max_delay, base_delay * 2**(n-1)); exactly that long with ``jitter=False``.
-    A server's Retry-After is waited for instead, unless it is longer than
-    ``max_retry_after``: then, or when a wait would end after the ``deadline``
-    (counted from the start of the call), the error is raised at once.
+    All times are seconds. After attempt n it waits a random time between 0 and
+    min(max_delay, base_delay * 2**(n-1)), or exactly that long with ``jitter=False``.
+    A server's Retry-After takes precedence. It is not waited for if it is longer than
+    ``max_retry_after``, and no wait is begun that would end after ``total_timeout``
+    (counted from the start of the call; None: no limit): the error is raised at once.
 
-    The hooks tell what happens, for a log or a lesson: ``before_attempt(attempt)``,
-    ``before_wait(error, attempt, delay)``, ``on_recovery(attempt)`` after a success
-    that took more than one attempt, ``on_give_up(error, attempt)`` before the error
-    of the last attempt is raised. Attempts count from 1.
+    ``retry_if(error)`` decides which errors are worth another attempt; by default those
+    with ``retryable = True``. ``budget`` limits the retries of all calls together (see
+    RetryBudget); None makes a budget of its own.
 
-    One Retrier serves any number of threads: the state of a call lives in the call.
-    Raises ValueError for a number that cannot be right.
+    Hooks, for a log or a lesson; attempts count from 1, and what a hook raises reaches the caller:
+    ``on_attempt(attempt)`` before each attempt, ``on_wait(attempt, error, delay)`` before
+    each wait, ``on_recovery(attempt)`` after a success that took more than one attempt,
+    ``on_give_up(attempt, error, reason)`` before the last error is raised; ``reason`` is
+    one of GiveUpReason's texts. Each wait is also logged at INFO.
+
+    Thread-safe; threads and asyncio tasks may share one. Raises ValueError for a wrong argument.
     """
 
     def __init__(
         self,
         max_attempts: int = 3,
+        *,
         base_delay: float = 1.0,
         max_delay: float = 30.0,
         jitter: bool = True,
         max_retry_after: float = 60.0,
-        deadline: float | None = None,
-        *,
-        before_attempt: Callable[[int], object] | None = None,
-        before_wait: Callable[[Exception, int, float], object] | None = None,
+        total_timeout: float | None = None,
+        retry_if: Callable[[Exception], bool] = is_retryable,
+        budget: RetryBudget | None = None,
+        on_attempt: Callable[[int], object] | None = None,
+        on_wait: Callable[[int, Exception, float], object] | None = None,
         on_recovery: Callable[[int], object] | None = None,
-        on_give_up: Callable[[Exception, int], object] | None = None,
+        on_give_up: Callable[[int, Exception, GiveUpReason], object] | None = None,
     ) -> None:
-        if not (isinstance(max_attempts, int) and max_attempts >= 1):
-            raise ValueError(f"max_attempts must be a whole number from 1, not {max_attempts!r}")
-        seconds = {"base_delay": base_delay, "max_delay": max_delay,
-                   "max_retry_after": max_retry_after, "deadline": deadline or 0.0}  # fmt: skip
-        for name, value in seconds.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a finite number of seconds from 0, not {value!r}")
+        if type(max_attempts) is not int or max_attempts < 1:
+            raise ValueError(f"max_attempts must be an integer >= 1, got {max_attempts!r}")
+        _check_number("base_delay", base_delay, "number of seconds")
+        _check_number("max_delay", max_delay, "number of seconds")
+        _check_number("max_retry_after", max_retry_after, "number of seconds")
+        if total_timeout is not None:
+            _check_number("total_timeout", total_timeout, "number of seconds")
         self.max_attempts = max_attempts
         self.base_delay = base_delay
         self.max_delay = max_delay
         self.jitter = jitter
         self.max_retry_after = max_retry_after
-        self.deadline = deadline
-        self._before_attempt = before_attempt
-        self._before_wait = before_wait
+        self.total_timeout = total_timeout
+        self.budget = RetryBudget() if budget is None else budget
+        self._retry_if = retry_if
+        self._on_attempt = on_attempt
+        self._on_wait = on_wait
         self._on_recovery = on_recovery
         self._on_give_up = on_give_up
 
     def call(self, operation: Callable[[], T]) -> T:
-        """The operation's result, or the original error of its last attempt.
+        """Return the operation's result, or raise the original error of its last attempt.
 
-        Only errors whose ``retryable`` is true are tried again; Ctrl-C never is. The
-        operation must be over when it returns: no coroutine, no generator.
+        Only an Exception is retried: Ctrl-C and SystemExit pass through at once. Raises
+        TypeError if the operation returns an awaitable, which has not run yet.
         """
-        start = time.monotonic()
+        started_at = time.monotonic()
         attempt = 0
         while True:
             attempt += 1
-            if self._before_attempt:
-                self._before_attempt(attempt)
+            self._before_attempt(attempt)
             try:
                 result = operation()
             except Exception as error:
-                delay = self._delay_after(error, attempt, start)
+                delay = self._delay_after(error, attempt, started_at)
                 if delay is None:
-                    if self._on_give_up:
-                        self._on_give_up(error, attempt)
                     raise
-                if self._before_wait:
-                    self._before_wait(error, attempt, delay)
                 time.sleep(delay)
             else:
-                if attempt > 1 and self._on_recovery:
-                    self._on_recovery(attempt)
+                if hasattr(type(result), "__await__"):
+                    raise _not_awaited(result)
+                self._after_success(attempt)
                 return result
 
-    def _delay_after(self, error: Exception, attempt: int, start: float) -> float | None:
-        """Seconds to wait before the next attempt; None where there shall be none."""
-        if attempt >= self.max_attempts or not getattr(error, "retryable", False):
+    async def call_async(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Do what ``call`` does for an async operation, and wait with ``asyncio.sleep``.
+
+        A cancelled task is not retried: asyncio.CancelledError passes through at once.
+        """
+        started_at = time.monotonic()
+        attempt = 0
+        while True:
+            attempt += 1
+            self._before_attempt(attempt)
+            try:
+                result = await operation()
+            except Exception as error:
+                delay = self._delay_after(error, attempt, started_at)
+                if delay is None:
+                    raise
+                await asyncio.sleep(delay)
+            else:
+                self._after_success(attempt)
+                return result
+
+    def __call__(self, function: F) -> F:
+        """Decorate a function or an async function: each call of it is retried."""
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("a generator runs after the call has returned: decorate what it calls")
+
+        @functools.wraps(function)
+        def retried(*args: Any, **kwargs: Any) -> Any:
+            return self.call(lambda: function(*args, **kwargs))
+
+        @functools.wraps(function)
+        async def retried_async(*args: Any, **kwargs: Any) -> Any:
+            return await self.call_async(lambda: function(*args, **kwargs))
+
+        return cast("F", retried_async if inspect.iscoroutinefunction(function) else retried)
+
+    def __repr__(self) -> str:
+        return f"Retrier({self.max_attempts}, base_delay={self.base_delay:g}, budget={self.budget})"
+
+    def _before_attempt(self, attempt: int) -> None:
+        if self._on_attempt:
+            self._on_attempt(attempt)
+
+    def _after_success(self, attempt: int) -> None:
+        self.budget.earn()
+        if attempt > 1 and self._on_recovery:
+            self._on_recovery(attempt)
+
+    def _delay_after(self, error: Exception, attempt: int, started_at: float) -> float | None:
+        """Decide what follows a failed attempt: the seconds to wait, or None to give up."""
+        retry_after = _retry_after(error)
+        delay = self._backoff(attempt) if retry_after is None else retry_after
+        elapsed = time.monotonic() - started_at
+        reason = self._reason_to_give_up(error, attempt, delay, elapsed)
+        if reason:
+            if self._on_give_up:
+                self._on_give_up(attempt, error, reason)
             return None
-        asked_for: Any = getattr(error, "retry_after", None)
-        if type(asked_for) in (int, float) and 0 <= asked_for < math.inf:
-            if asked_for > self.max_retry_after:
-                return None
-            delay = float(asked_for)
-        else:
-            delay = self._backoff(attempt)
-        if self.deadline is not None and time.monotonic() - start + delay > self.deadline:
-            return None
+        if self._on_wait:
+            self._on_wait(attempt, error, delay)
+        _logger.info(
+            "Attempt %d of %d failed (%s: %s), waiting %.2f s",
+            attempt, self.max_attempts, type(error).__name__, error, delay,
+        )  # fmt: skip
         return delay
+
+    def _reason_to_give_up(
+        self, error: Exception, attempt: int, delay: float, elapsed: float
+    ) -> GiveUpReason | None:
+        if not self._retry_if(error):
+            return "not retryable"
+        if attempt >= self.max_attempts:
+            return "attempts exhausted"
+        if (_retry_after(error) or 0) > self.max_retry_after:
+            return "Retry-After too long"
+        if self.total_timeout is not None and elapsed + delay > self.total_timeout:
+            return "total timeout"
+        if not self.budget.take():  # last, since it takes a token
+            return "retry budget exhausted"
+        return None
 
     def _backoff(self, attempt: int) -> float:
         doublings = min(attempt - 1, 1000)  # 2.0**1024 would overflow
         ceiling = min(self.max_delay, self.base_delay * 2.0**doublings)
-        # Jitter comes after the cap: before it, all clients at the cap would wait alike.
+        # Jitter after the cap: added before it, all clients at the cap would wait equally long.
         return random.uniform(0, ceiling) if self.jitter else ceiling
+
+
+def _retry_after(error: Exception) -> float | None:
+    """Return the seconds that the server asked for; anything but a number >= 0 is ignored."""
+    value: Any = getattr(error, "retry_after", None)
+    return value if type(value) in (int, float) and 0 <= value < math.inf else None
+
+
+def _not_awaited(result: object) -> TypeError:
+    if inspect.iscoroutine(result):
+        result.close()  # or Python would warn that it was never awaited
+    return TypeError("the operation returned an awaitable, which has not run: use call_async")
+
+
+def _check_number(name: str, value: object, kind: str) -> None:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"{name} must be a {kind} >= 0, got {value!r}")
