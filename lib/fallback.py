@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Fall back: when the best way to an answer fails, take the next best.
+"""Fall back: when the best way to get an answer fails, try the next best.
 
 Copy this file alone: it needs the standard library only.
 
@@ -11,24 +11,28 @@ Copy this file alone: it needs the standard library only.
     >>> handler.execute({"prompt": "Hello!"})
     'Please try again later.'
 
-What fails on the way is told to ``logging``, as a warning. The idea is graceful
-degradation; see "Release It!" by Michael Nygard (2007).
+Each strategy that fails is logged as a warning, so that nobody mistakes a fallback for
+a healthy service.
+
+After the chapter on graceful degradation in "Release It!" by Michael Nygard (2007).
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
-Strategy = Callable[[dict[str, Any]], Any]
+Context = dict[str, Any]
+Strategy = Callable[[Context], Any]
 
 _logger = logging.getLogger(__name__)
 
 
 class AllStrategiesFailedError(Exception):
-    """No strategy gave an answer. ``errors``: every strategy's exception, by its name."""
+    """No strategy gave an answer. ``errors`` holds each strategy's exception by its name."""
 
     def __init__(self, errors: dict[str, Exception]) -> None:
         super().__init__(errors)
@@ -40,19 +44,24 @@ class AllStrategiesFailedError(Exception):
 
 
 def is_client_error(error: Exception) -> bool:
-    """Is it marked ``retryable = False``: mostly a bad key or request, which a fallback would hide?
+    """Return True if the caller made a mistake, which a fallback would only hide.
 
-    A missing model or an unreadable answer is marked so, too. Where another strategy may
-    help with these, give the handler a ``stop_on`` of your own.
+    With an HTTP status (``status_code``), that is a 4xx other than 408, 409 and 429: a
+    wrong key, a malformed request. Without a status, it is an error that is marked
+    ``retryable = False``.
     """
-    return getattr(error, "retryable", None) is False
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int):
+        return 400 <= status <= 499 and status not in (408, 409, 429)
+    return getattr(error, "retryable", True) is False
 
 
 class FallbackHandler:
-    """Tries strategies, the highest priority first, until one gives an answer.
+    """Try strategies, the highest priority first, until one gives an answer.
 
-    An error for which ``stop_on(error)`` is true ends the fall: it is raised as it
-    is, and no further strategy is tried. Safe to share between threads.
+    A strategy is called with the context. What it returns is the answer; None means "no
+    answer, go on". An error for which ``stop_on(error)`` is true is raised as it is, and
+    no further strategy is tried. Thread-safe; threads and asyncio tasks may share one.
     """
 
     def __init__(self, stop_on: Callable[[Exception], bool] = is_client_error) -> None:
@@ -61,37 +70,79 @@ class FallbackHandler:
         self._lock = threading.Lock()
 
     def add_strategy(self, name: str, strategy: Strategy, priority: float = 0) -> None:
-        """Add a way to an answer: called with the context, it returns one or None or raises.
+        """Add a strategy. Of two with the same priority, the one added first goes first.
 
-        Of equal priorities the one added first goes first. Raises ValueError for a
-        name that is taken, since errors are told by name, or a priority that is NaN.
+        Raises ValueError for a name that is taken, since errors are reported by name, and
+        for a priority that is not a number.
         """
-        if priority != priority:
-            raise ValueError("priority must be a number")
+        if type(priority) not in (int, float) or priority != priority:
+            raise ValueError(f"priority must be a number, got {priority!r}")
         with self._lock:
             if name in self._strategies:
-                raise ValueError(f"there is a strategy named {name!r} already")
+                raise ValueError(f"there is already a strategy named {name!r}")
             strategies = {**self._strategies, name: (priority, strategy)}
-            order = sorted(strategies.items(), key=lambda item: -item[1][0])
-            self._strategies = dict(order)  # a new dict: who iterates over the old one may go on
+            by_priority = sorted(strategies.items(), key=lambda item: -item[1][0])
+            # Copy on write: concurrent `execute` calls keep iterating over the old dict.
+            self._strategies = dict(by_priority)
 
-    def execute(self, context: dict[str, Any] | None = None) -> Any:
-        """The first answer that is not None: 0, "" and False are answers.
+    def execute(self, context: Context | None = None) -> Any:
+        """Return the first answer that is not None: 0, "" and False are answers.
 
-        Raises AllStrategiesFailedError when there is none, with every cause in its
-        ``errors``. Ctrl-C passes through.
+        Raises AllStrategiesFailedError if there is none, and TypeError if a strategy
+        returns an awaitable. Ctrl-C passes through at once.
         """
         errors: dict[str, Exception] = {}
         for name, (_, strategy) in self._strategies.items():
             try:
                 answer = strategy({} if context is None else context)
             except Exception as error:
-                if self._stop_on(error):
-                    raise
-                errors[name] = error
-                _logger.warning("Fallback strategy '%s' failed: %s", name, error)
-            else:
-                if answer is not None:
-                    _logger.info("Fallback strategy '%s' succeeded", name)
-                    return answer
-        raise AllStrategiesFailedError(errors) from next(reversed(errors.values()), None)
+                self._after_failure(name, error, errors)
+                continue
+            if inspect.isawaitable(answer):
+                raise _not_awaited(name, answer)
+            if answer is not None:
+                _logger.info("Fallback strategy '%s' succeeded", name)
+                return answer
+        raise _all_failed(errors)
+
+    async def execute_async(self, context: Context | None = None) -> Any:
+        """Do what ``execute`` does; strategies may be a mix of plain and async functions.
+
+        A plain function runs in the event loop, so it must not block. A cancelled task
+        tries no further strategy.
+        """
+        errors: dict[str, Exception] = {}
+        for name, (_, strategy) in self._strategies.items():
+            try:
+                answer = strategy({} if context is None else context)
+                if inspect.isawaitable(answer):
+                    answer = await answer
+            except Exception as error:
+                self._after_failure(name, error, errors)
+                continue
+            if answer is not None:
+                _logger.info("Fallback strategy '%s' succeeded", name)
+                return answer
+        raise _all_failed(errors)
+
+    def __repr__(self) -> str:
+        return f"FallbackHandler(strategies={list(self._strategies)})"
+
+    def _after_failure(self, name: str, error: Exception, errors: dict[str, Exception]) -> None:
+        """Note the error, or raise it if no other strategy may hide it."""
+        if self._stop_on(error):
+            raise error
+        errors[name] = error
+        _logger.warning("Fallback strategy '%s' failed: %s", name, error)
+
+
+def _all_failed(errors: dict[str, Exception]) -> AllStrategiesFailedError:
+    failure = AllStrategiesFailedError(errors)
+    failure.__cause__ = next(reversed(errors.values()), None)
+    return failure
+
+
+def _not_awaited(name: str, answer: object) -> TypeError:
+    if inspect.iscoroutine(answer):
+        answer.close()  # or Python would warn that it was never awaited
+    return TypeError(f"strategy {name!r} returned an awaitable: use execute_async")
