@@ -28,8 +28,8 @@ def main(client: MistralClient) -> None:
         max_attempts=MAX_ATTEMPTS,
         base_delay=1.0,
         jitter=False,  # so that you see 1 s, 2 s; leave it on where many clients retry
-        before_attempt=print_attempt,
-        before_wait=print_wait,
+        on_attempt=print_attempt,
+        on_wait=print_wait,
         on_give_up=print_give_up,
     )
     messages = [{"role": "user", "content": "Test retry logic"}]
@@ -46,11 +46,11 @@ def print_attempt(attempt: int) -> None:
     print(f"  Attempt {attempt}/{MAX_ATTEMPTS}...", end="", flush=True)
 
 
-def print_wait(error: Exception, attempt: int, delay: float) -> None:
+def print_wait(attempt: int, error: Exception, delay: float) -> None:
     print(f" Failed (retryable). Waiting {delay:g}s...")
 
 
-def print_give_up(error: Exception, attempt: int) -> None:
+def print_give_up(attempt: int, error: Exception, reason: str) -> None:
     if not getattr(error, "retryable", False):
         print(f" Failed (non-retryable): {getattr(error, 'status_code', type(error).__name__)}")
     elif attempt == MAX_ATTEMPTS:

@@ -92,7 +92,7 @@ class ResilientMistralClient:
         The operation must be over when it returns: of a stream, return the joined text.
         """
         attempts_sent = 0
-        begun, deadline = time.monotonic(), self.retrier.deadline
+        begun, deadline = time.monotonic(), self.retrier.total_timeout
         known: dict[str, Any] = dict(context or {})
 
         def call() -> T:

@@ -6,6 +6,7 @@ from the moment the tests are collected; the fixture ``outcome_of`` waits for th
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import subprocess
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import responses
@@ -98,13 +100,33 @@ class FakeClock:
         self.waits.append(seconds)
         self.now += seconds
 
+    async def sleep_async(self, seconds: float) -> None:
+        self.sleep(seconds)
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
     monkeypatch.setattr(time, "monotonic", fake.monotonic)
     monkeypatch.setattr(time, "sleep", fake.sleep)
+    monkeypatch.setattr(asyncio, "sleep", fake.sleep_async)
     return fake
+
+
+Call = Callable[[Any, Callable[[], Any]], Any]
+
+
+@pytest.fixture(params=["call", "call_async"])
+def call(request: pytest.FixtureRequest) -> Call:
+    """Call an operation through a helper: once with ``call``, once with ``call_async``."""
+
+    def call_async(helper: Any, operation: Callable[[], Any]) -> Any:
+        async def awaited() -> Any:
+            return operation()
+
+        return asyncio.run(helper.call_async(awaited))
+
+    return call_async if request.param == "call_async" else lambda helper, op: helper.call(op)
 
 
 @pytest.fixture

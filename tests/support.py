@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dis
+import itertools
 import os
 import random
 import re
@@ -168,6 +170,62 @@ def _let_others_in(frame: FrameType, event: str, argument: object) -> Callable[.
     if random.random() < 0.2:
         _sleep(0)
     return _let_others_in
+
+
+def interrupt_everywhere(call: Callable[[], object]) -> Iterator[int]:
+    """Run ``call`` over and over, each time with a Ctrl-C at the next point of lib's code.
+
+    The points are those at which CPython looks for signals: a function's start, after a
+    call, and a jump back. Yields after each run, so that the test can look at what is left.
+    """
+    for point in itertools.count(1):
+        interruption = _Interruption(point)
+        sys.settrace(interruption.trace)
+        try:
+            call()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        if not interruption.happened:
+            return
+        yield point
+
+
+class _Interruption:
+    """A trace function that raises KeyboardInterrupt at the n-th point."""
+
+    def __init__(self, point: int) -> None:
+        self.happened = False
+        self._points_left = point
+        self._last_opcode: dict[FrameType, str] = {}
+
+    def trace(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        if not frame.f_code.co_filename.startswith(str(ROOT / "lib")):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "call":
+            self._pass_point()
+        elif event == "exception":  # on its way to a handler, CPython looks for no signal
+            self._last_opcode.pop(frame, None)
+        elif event == "opcode":
+            last = self._last_opcode.get(frame, "")
+            if last == "JUMP_BACK" or (last.startswith("CALL") and "INTRINSIC" not in last):
+                self._pass_point()
+            code = frame.f_code.co_code
+            name = dis.opname[code[frame.f_lasti]]
+            self._last_opcode[frame] = "JUMP_BACK" if self._jumps_back(frame, name) else name
+        return self.trace
+
+    def _jumps_back(self, frame: FrameType, name: str) -> bool:
+        target = 2 * frame.f_code.co_code[frame.f_lasti + 1]
+        return name == "JUMP_BACKWARD" or (name == "JUMP_ABSOLUTE" and target < frame.f_lasti)
+
+    def _pass_point(self) -> None:
+        self._points_left -= 1
+        if self._points_left == 0:
+            self.happened = True
+            raise KeyboardInterrupt
 
 
 class StartTimes:

@@ -56,7 +56,7 @@ def test_the_event_loop_goes_on_while_a_retry_waits() -> None:
         waiting, loop = asyncio.Event(), asyncio.get_running_loop()
         may_go_on = threading.Event()
 
-        def before_wait(*_: object) -> None:
+        def on_wait(*_: object) -> None:
             loop.call_soon_threadsafe(waiting.set)
             assert may_go_on.wait(timeout=30)
 
@@ -67,7 +67,7 @@ def test_the_event_loop_goes_on_while_a_retry_waits() -> None:
                 raise error
             return "answer"
 
-        retrier = Retrier(base_delay=0, before_wait=before_wait)
+        retrier = Retrier(base_delay=0, on_wait=on_wait)
         task = asyncio.create_task(asyncio.to_thread(retrier.call, operation))
         await asyncio.wait_for(waiting.wait(), timeout=30)
         may_go_on.set()

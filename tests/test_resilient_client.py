@@ -429,7 +429,7 @@ def test_the_retriers_deadline_bounds_the_wait_for_a_slot_too(
     """Somebody's 429 may hold back all for a minute; who has a deadline needn't wait for it."""
     limiter = RateLimiter(600)
     limiter.pause(30)
-    robust = resilient(client, log, limiter=limiter, retrier=Retrier(deadline=0.5))
+    robust = resilient(client, log, limiter=limiter, retrier=Retrier(total_timeout=0.5))
     with pytest.raises(TimeoutError, match=r"no request may start within 0\.5 s"):
         robust.request(ending_in("never asked"))
     assert clock.waits == []

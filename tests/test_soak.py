@@ -114,7 +114,7 @@ def weathered(log: Path, times: StartTimes) -> Storm:
     ) as client:  # fmt: skip
         robust = ResilientMistralClient(
             client,
-            retrier=Retrier(3, 0.01, 0.05, before_wait=note, on_give_up=note),
+            retrier=Retrier(3, 0.01, 0.05, on_wait=note, on_give_up=note),
             breaker=CircuitBreaker("soak", 10, 0.05, counts_as_failure=is_unhealthy),
             limiter=NotedLimiter(60 * PER_SECOND),
             logger=ErrorLogger(log),
