@@ -155,8 +155,9 @@ class RateLimiter:
                 return give_up_at - now
             if slot > now:
                 return slot - now
-            # A start that is late, by an interval at most, keeps its slot: the next one makes up.
-            self._take(max(self._next_slot, waiter.joined_at, now - self._interval), now)
+            # A start that is late by less than an interval keeps its slot; the next makes up.
+            kept = max(self._next_slot, waiter.joined_at)
+            self._take(kept if now < kept + self._interval else now, now)
             waiter.waited = now - waiter.joined_at
             self._line.popleft()
             self._call_first()
