@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import requests
 from dotenv import dotenv_values
 
-from lib.client import DEFAULT_BASE_URL, LONGEST_TIMEOUT, MistralClient
+from lib.client import DEFAULT_BASE_URL, MAX_TIMEOUT, MistralClient
 from lib.errors import APIConnectionError, APITimeoutError, MistralError, explain
 from lib.mock_server import VOCABULARY, LoggedRequest, MockServer
 
@@ -152,7 +152,7 @@ def _parse_arguments() -> argparse.Namespace:
 def _timeout(default: float) -> float:
     text = setting("MISTRAL_TIMEOUT") or str(default)
     with contextlib.suppress(ValueError):
-        if 0 < float(text) <= LONGEST_TIMEOUT:
+        if 0 < float(text) <= MAX_TIMEOUT:
             return float(text)
     raise ValueError("MISTRAL_TIMEOUT must be a number of seconds above 0, for example 60")
 

@@ -1,57 +1,42 @@
 # SPDX-License-Identifier: MIT-0
-"""One chat call to the Mistral API over requests, whose every failure is a named error.
+"""One chat call to the Mistral API, whose every failure is a named error.
 
-The client does not retry, wait or fall back: that is what the other files are for.
-It makes sure that a call ends in an answer or in one error of ``errors.py``, that silence
-never lasts longer than the timeout, and that the API key goes to the API and nowhere else.
-Needs ``requests`` and ``errors.py``.
+    with MistralClient(api_key) as client:
+        print(client.chat([{"role": "user", "content": "Hello!"}]).content)
+
+The client does not retry, wait or fall back: the other files do. It checks what you send
+and what comes back, so that a call ends in a completion or in one error of ``errors.py``.
+Needs ``requests``, ``errors.py`` and ``transport.py``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
-import itertools
+import copy
 import json
-import socket
-import ssl
-import sys
-import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 
 from .errors import (
     APIConnectionError,
     APIResponseValidationError,
     APIStreamBrokenError,
-    APITimeoutError,
     InvalidRequestError,
     MistralError,
     error_from_response,
 )
+from .transport import MAX_RESPONSE_BYTES, Response, Transport
 
 DEFAULT_BASE_URL = "https://api.mistral.ai/v1"
-MAX_ANSWER_BYTES = 8 * 1024 * 1024
-LONGEST_TIMEOUT = 86400.0  # seconds; the system refuses what is very much longer
-MAX_CONNECTIONS = 64  # kept open between calls; more threads than that still work
-CUT_OFF = (
-    ConnectionError,
-    urllib3.exceptions.ProtocolError,
-    urllib3.exceptions.IncompleteRead,
-)
+MAX_TIMEOUT = 86400.0  # seconds; the operating system rejects what is very much longer
 ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the call cost, in tokens."""
+    """What a call cost, in tokens."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -59,24 +44,109 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """The account's limits and what is left of them, from the headers of a response.
+
+    A number that the server does not send is None.
+    """
+
+    requests_per_minute: int | None = None
+    remaining_requests: int | None = None
+    tokens_per_minute: int | None = None
+    remaining_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class ChatCompletion:
-    """The answer to a chat call. ``usage`` is None where the server doesn't tell it."""
+    """The response to a chat call. ``usage`` is None if the server does not report it."""
 
     content: str
     model: str
     finish_reason: str
     usage: Usage | None
+    limits: Limits = Limits()
+
+
+class ChatStream(Iterator[str]):
+    """The text of a streamed response, piece by piece: ``for piece in stream``.
+
+    ``finish_reason`` and ``usage`` are known when the stream has ended, ``limits`` when it
+    has begun. Close it when you stop early (``with client.stream(...) as stream``): that
+    closes the connection.
+    """
+
+    def __init__(self, transport: Transport, payload: bytes, options: _Options) -> None:
+        self.finish_reason = ""
+        self.usage: Usage | None = None
+        self.limits = Limits()
+        self._pieces = self._read(transport, payload, options)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop reading and close the connection; a stream that has ended keeps it open."""
+        self._pieces.close()
+
+    def __enter__(self) -> ChatStream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _read(
+        self, transport: Transport, payload: bytes, options: _Options
+    ) -> Generator[str, None, None]:
+        received: list[str] = []
+        try:
+            with transport.send(
+                "POST", "/chat/completions", payload, options.timeout, options.total_timeout
+            ) as response:
+                self.limits = _limits(response.headers)
+                for event in _parse_sse(response):
+                    if isinstance(event, dict) and "choices" not in event:
+                        raise _error_in_stream(event, response)
+                    if piece := self._text_of(event):
+                        received.append(piece)
+                        yield piece
+        except MistralError as error:
+            if not received:
+                raise
+            raise APIStreamBrokenError(str(error), "".join(received)) from error
+
+    def _text_of(self, event: Any) -> str:
+        """Return the text that an event adds, and keep what else it tells."""
+        try:
+            for choice in event["choices"]:
+                self.finish_reason = str(choice.get("finish_reason") or self.finish_reason)
+            if event.get("usage") is not None:
+                self.usage = _usage(event["usage"])
+            return "".join(
+                _content_text(choice["delta"].get("content")) for choice in event["choices"]
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            raise APIResponseValidationError("the stream is not a chat completion") from None
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The limits in time of a client's calls, in seconds."""
+
+    timeout: tuple[float, float]
+    total_timeout: float
 
 
 class MistralClient:
-    """A thread-safe client: ``with MistralClient(key) as client: client.chat(messages)``.
+    """Calls the Mistral API. Thread-safe.
 
-    ``timeout`` is (seconds to connect, longest silence in seconds while the answer
-    comes), or one number for both. ``base_url`` must be https, unless it is this very
-    machine. A ``session`` of your own is used as it is, and left open.
+    ``timeout`` is (seconds to connect, seconds of silence while the response comes), or one
+    number for both. It is not the total time: a response that keeps coming may take long.
+    ``total_timeout`` is the seconds that a whole call may take, a stream's reader included.
+    ``base_url`` must be https, unless it is this machine. A ``session`` of your own is used
+    as it is, and left open.
 
-    Raises ValueError for a key that no header can carry, a base URL or a timeout
-    that cannot work; the message never shows the key.
+    Raises ValueError for a key that no header can carry, a base URL or a timeout that
+    cannot work; the message never shows the key.
     """
 
     def __init__(
@@ -85,19 +155,29 @@ class MistralClient:
         *,
         base_url: str = DEFAULT_BASE_URL,
         timeout: float | tuple[float, float] = (5.0, 60.0),
+        total_timeout: float = 600.0,
         session: requests.Session | None = None,
     ) -> None:
-        self._auth = _BearerAuth(api_key)
-        self._base_url, self._host, on_this_machine = _checked_base_url(base_url)
-        self._timeout = _checked_timeout(timeout)
-        # An empty proxy wins over one in the environment.
-        self._proxies = {"http": "", "https": "", "all": ""} if on_this_machine else {}
-        self._owns_session = session is None
-        if session is None:
-            session = requests.Session()
-            for scheme in ("https://", "http://"):
-                session.mount(scheme, HTTPAdapter(pool_maxsize=MAX_CONNECTIONS))
-        self._session = session
+        self._options = _Options(_check_timeout(timeout), _check_total_timeout(total_timeout))
+        self._transport = Transport(api_key, base_url, session)
+        self._owns_transport = True
+
+    def with_options(
+        self,
+        *,
+        timeout: float | tuple[float, float] | None = None,
+        total_timeout: float | None = None,
+    ) -> MistralClient:
+        """Return a client with other timeouts that shares this one's connections."""
+        client = copy.copy(self)
+        client._owns_transport = False
+        client._options = _Options(
+            self._options.timeout if timeout is None else _check_timeout(timeout),
+            self._options.total_timeout
+            if total_timeout is None
+            else _check_total_timeout(total_timeout),
+        )
+        return client
 
     def chat(
         self,
@@ -107,7 +187,7 @@ class MistralClient:
         max_tokens: int | None = None,
         **parameters: Any,
     ) -> ChatCompletion:
-        """Send one chat request and return the answer.
+        """Send one chat request and return its completion.
 
         ``messages`` are ``{"role": ..., "content": ...}``, the oldest first;
         ``parameters`` go to the API as they are (``temperature=0.2``).
@@ -116,9 +196,10 @@ class MistralClient:
         it is sent, and a MistralError for everything that can go wrong afterwards.
         """
         if parameters.get("stream"):
-            raise InvalidRequestError("chat() returns whole answers: for pieces, call stream()")
+            raise InvalidRequestError("chat() returns whole responses: call stream() for pieces")
         payload = _payload(messages, model, max_tokens, parameters)
-        return _completion(self._request("POST", "/chat/completions", payload))
+        content, headers = self._request("POST", "/chat/completions", payload)
+        return _completion(content, _limits(headers))
 
     def stream(
         self,
@@ -127,33 +208,33 @@ class MistralClient:
         model: str = "mistral-small-latest",
         max_tokens: int | None = None,
         **parameters: Any,
-    ) -> Generator[str, None, None]:
-        """Send one chat request and yield the answer's text as it comes.
+    ) -> ChatStream:
+        """Return the completion's text as it comes; the request is sent at the first piece.
 
-        The read timeout holds between two pieces, so a long answer needs no long
-        timeout. Takes and raises what ``chat`` does; once text has come, what breaks is
-        an APIStreamBrokenError with the text so far. The connection is closed when the
-        reader stops early: at once on CPython, elsewhere with ``contextlib.closing``.
+        The read timeout holds between two pieces, so a long response needs no long timeout.
+        Takes and raises what ``chat`` does; once text has come, a failure is an
+        APIStreamBrokenError with the text so far.
         """
         parameters["stream"] = True
-        return self._pieces(_payload(messages, model, max_tokens, parameters))
+        payload = _payload(messages, model, max_tokens, parameters)
+        return ChatStream(self._transport, payload, self._options)
 
     def models(self) -> list[str]:
-        """The names of the models that this key may use. Raises MistralError.
+        """Return the names of the models that this key may use. Raises MistralError.
 
-        It is the usual health check, but a weak one: it succeeds for an account
-        whose budget is used up, and every chat then fails with a 402.
+        It is the usual health check, but a weak one: it succeeds for an account whose
+        budget is used up, and every chat then fails with a 402.
         """
-        answer = self._request("GET", "/models")
+        content, _ = self._request("GET", "/models", None)
         try:
-            return [str(model["id"]) for model in answer["data"]]
-        except (KeyError, TypeError) as error:
-            raise APIResponseValidationError("the answer is not a list of models") from error
+            return [str(model["id"]) for model in content["data"]]
+        except (KeyError, TypeError):
+            raise APIResponseValidationError("the response is not a list of models") from None
 
     def close(self) -> None:
-        """Close the connections, unless the session is the caller's own."""
-        if self._owns_session:
-            self._session.close()
+        """Close the connections, unless another client or your session owns them."""
+        if self._owns_transport:
+            self._transport.close()
 
     def __enter__(self) -> MistralClient:
         return self
@@ -162,120 +243,39 @@ class MistralClient:
         self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={self._base_url!r})"
+        return f"{type(self).__name__}(base_url={self._transport.base_url!r})"
 
-    def _request(self, method: str, path: str, payload: dict[str, Any] | None = None) -> Any:
-        with self._exchange(method, path, payload) as response:
-            return _parsed(_read(response))
-
-    def _pieces(self, payload: dict[str, Any]) -> Generator[str, None, None]:
-        received: list[str] = []
-        try:
-            with self._exchange("POST", "/chat/completions", payload) as response:
-                for event in _events(response):
-                    if piece := _delta(event):
-                        received.append(piece)
-                        yield piece
-        except MistralError as error:
-            if not received:
-                raise
-            raise APIStreamBrokenError(str(error), "".join(received)) from error
-
-    @contextlib.contextmanager
-    def _exchange(
-        self, method: str, path: str, payload: dict[str, Any] | None
-    ) -> Iterator[requests.Response]:
-        """Send a request, and hand out a 2xx answer to be read; all else is a MistralError."""
-        body = None if payload is None else _to_json(payload)
-        handled = sys.exc_info()[1]  # the caller may be in an except clause: no cause of ours
-        try:
-            with self._session.request(
-                method,
-                self._base_url + path,
-                data=body,
-                headers={"Content-Type": "application/json"},
-                auth=self._auth,  # an Authorization header of our own would lose to ~/.netrc
-                timeout=self._timeout,
-                allow_redirects=False,
-                proxies=dict(self._proxies),  # requests adds to it
-                stream=True,
-            ) as response:
-                if not 200 <= response.status_code <= 299:
-                    text = ""
-                    with contextlib.suppress(urllib3.exceptions.HTTPError):
-                        text = _read(response)[:MAX_ANSWER_BYTES].decode("utf-8", "replace")
-                    raise error_from_response(
-                        response.status_code, response.headers, text, secret=self._auth.key
-                    )
-                yield response
-        except (OSError, urllib3.exceptions.HTTPError) as error:
-            shown = "".join(traceback.format_exception(error))
-            cause = None if self._auth.key in shown else error
-            raise _connection_error(error, handled, self._host) from cause
+    def _request(
+        self, method: str, path: str, payload: bytes | None
+    ) -> tuple[Any, Mapping[str, str]]:
+        options = self._options
+        with self._transport.send(
+            method, path, payload, options.timeout, options.total_timeout
+        ) as response:
+            return _parse_json(response.read()), response.headers
 
 
-class _BearerAuth(AuthBase):
-    """Sets the Authorization header; a class, so that no repr shows the key."""
-
-    def __init__(self, key: str) -> None:
-        if not isinstance(key, str) or not key:
-            raise ValueError("The API key is empty: set MISTRAL_API_KEY.")
-        if not all("!" <= char <= "~" for char in key):
-            raise ValueError(
-                "The API key contains a space, a line break or a non-ASCII character, "
-                "which no HTTP header can carry: copy it again."
-            )
-        self.key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self.key}"
-        request.register_hook("response", _forget_redirect)  # type: ignore[no-untyped-call]
-        return request
+def _check_timeout(timeout: float | tuple[float, float]) -> tuple[float, float]:
+    both = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+    if len(both) == 2 and all(map(_is_timeout, both)):
+        return both
+    raise ValueError(
+        f"timeout must be a number of seconds > 0, or two of them (connect, read), got {timeout!r}"
+    )
 
 
-def _forget_redirect(response: requests.Response, **_: object) -> None:
-    """Even if it may not follow, requests reads a redirect's whole body and judges its target."""
-    response.headers.pop("Location", None)
+def _check_total_timeout(total_timeout: float) -> float:
+    if not _is_timeout(total_timeout):
+        raise ValueError(f"total_timeout must be a number of seconds > 0, got {total_timeout!r}")
+    return total_timeout
 
 
-def _checked_base_url(url: str) -> tuple[str, str, bool]:
-    """(URL without a slash at its end, host, is it this machine?), or ValueError."""
-    # The URL itself is not shown: it may hold a password, or a key pasted by mistake.
-    hint = "The base URL must look like https://api.mistral.ai/v1"
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-        host.encode("idna")
-    except ValueError:
-        raise ValueError(f"{hint}: it has a host or a port that cannot be.") from None
-    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
-        raise ValueError(f"{hint}: it has no https:// or no host.")
-    if parts.username is not None or "?" in url or "#" in url:
-        raise ValueError(f"{hint}: without a user name, a question mark or a #.")
-    if parts.scheme == "http" and not _is_loopback(host):
-        raise ValueError("The base URL must begin with https://: http would show the key.")
-    return url.rstrip("/"), host, _is_loopback(host)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _checked_timeout(timeout: float | tuple[float, float]) -> tuple[float, float]:
-    try:
-        connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
-        if 0 < connect <= LONGEST_TIMEOUT and 0 < read <= LONGEST_TIMEOUT:
-            return float(connect), float(read)
-    except (TypeError, ValueError):
-        pass
-    raise ValueError("timeout must be seconds above 0: (to connect, to read) or one for both")
+def _is_timeout(seconds: float) -> bool:
+    return type(seconds) in (int, float) and 0 < seconds <= MAX_TIMEOUT
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raise InvalidRequestError for what the API would refuse, without spending a request on it."""
+    """Raise InvalidRequestError for what the API would reject, without spending a request on it."""
     if not isinstance(messages, (list, tuple)) or not messages:
         example = '[{"role": "user", "content": "Hello!"}]'
         raise InvalidRequestError(f"messages must be a list such as {example}")
@@ -285,7 +285,7 @@ def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
             raise InvalidRequestError(f"messages[{index}] needs a role: one of {', '.join(ROLES)}")
         content = message.get("content")
         if role in ("system", "user") and not (isinstance(content, (str, list)) and content):
-            raise InvalidRequestError(f"messages[{index}] needs content: some text")
+            raise InvalidRequestError(f"messages[{index}] needs non-empty content")
 
 
 def _payload(
@@ -293,38 +293,29 @@ def _payload(
     model: str,
     max_tokens: int | None,
     parameters: dict[str, Any],
-) -> dict[str, Any]:
+) -> bytes:
+    """Check a request and write it as JSON; raise InvalidRequestError if it cannot be right."""
     _check_messages(messages)
     payload = {"model": model, "messages": [dict(item) for item in messages], **parameters}
     if max_tokens is not None:
         payload["max_tokens"] = max_tokens
-    return payload
-
-
-def _to_json(payload: dict[str, Any]) -> bytes:
     try:
         return json.dumps(payload, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(f"the request cannot be written as JSON: {error}") from error
 
 
-def _read(response: requests.Response) -> bytes:
-    """The body, up to one byte more than may be."""
-    content: bytes = response.raw.read(MAX_ANSWER_BYTES + 1, decode_content=True)
-    return content
-
-
-def _events(response: requests.Response) -> Iterator[Any]:
-    """The server-sent events of a stream, parsed, up to its end mark."""
-    if "text/event-stream" not in response.headers.get("Content-Type", ""):
-        raise APIResponseValidationError("the answer is no stream of events")
+def _parse_sse(response: Response) -> Iterator[Any]:
+    """Yield the server-sent events of a stream, parsed, up to its end mark."""
+    content_type = response.headers.get("Content-Type", "no content type")
+    if "text/event-stream" not in content_type:
+        raise APIResponseValidationError(f"expected an event stream, got {content_type}")
     pending, size = bytearray(), 0
-    # Without chunks there is no telling where a piece ends, so it is taken byte by byte.
-    stream = response.raw.stream(65536 if response.raw.chunked else 1, decode_content=True)
-    for received in stream:
+    chunks = response.chunks()
+    for received in chunks:
         size += len(received)
-        if size > MAX_ANSWER_BYTES:
-            raise APIResponseValidationError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+        if size > MAX_RESPONSE_BYTES:
+            raise _too_long()
         pending += received
         if b"\n" not in received:
             continue
@@ -332,51 +323,73 @@ def _events(response: requests.Response) -> Iterator[Any]:
         for line in lines:
             name, _, data = line.partition(b":")
             if name == b"data" and data.strip() == b"[DONE]":
-                # Read the body's end, too: only then can the connection be used again.
-                with contextlib.suppress(OSError, urllib3.exceptions.HTTPError):
-                    next(stream, b"")
+                response.drain(chunks)
                 return
             if name == b"data":
-                yield _parsed(data)
+                yield _parse_json(data)
     raise APIConnectionError("the stream ended without its end mark")
 
 
-def _parsed(content: bytes | bytearray) -> Any:
-    """A 2xx body as JSON; what is none of it gets an error that says what came instead."""
-    if len(content) > MAX_ANSWER_BYTES:
-        raise APIResponseValidationError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+def _parse_json(content: bytes | bytearray) -> Any:
+    """Parse a 2xx body; raise APIResponseValidationError saying what came instead of JSON."""
+    if len(content) > MAX_RESPONSE_BYTES:
+        raise _too_long()
     text = content.strip()
     if not text:
-        raise APIResponseValidationError("the answer is empty")
+        raise APIResponseValidationError("the response is empty")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        what = "an HTML page, not JSON" if text[:1] == b"<" else "cut off or no JSON"
-        raise APIResponseValidationError(f"the answer is {what}") from error
+        what = "an HTML page, not JSON" if text[:1] == b"<" else "truncated or not JSON"
+        raise APIResponseValidationError(f"the response is {what}") from error
 
 
-def _completion(answer: Any) -> ChatCompletion:
-    """The fields of a chat completion, each checked: a 2xx is no promise of a shape."""
+def _too_long() -> APIResponseValidationError:
+    return APIResponseValidationError(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
+
+
+def _error_in_stream(event: dict[str, Any], response: Response) -> MistralError:
+    """Return the error that a server reports inside a stream, in the server's own words."""
+    if "error" not in event and event.get("object") != "error":
+        return APIResponseValidationError("the stream is not a chat completion")
+    nested = event.get("error")
+    source = nested if isinstance(nested, dict) else event
+    status = source.get("raw_status_code", source.get("code"))
+    if not isinstance(status, int) or not 400 <= status <= 599:
+        status = 500
+    return error_from_response(status, {}, response.redact(json.dumps(event)))
+
+
+def _limits(headers: Mapping[str, str]) -> Limits:
+    def number(name: str) -> int | None:
+        text = headers.get(f"x-ratelimit-{name}-minute", "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else None
+
+    return Limits(
+        requests_per_minute=number("limit-req"),
+        remaining_requests=number("remaining-req"),
+        tokens_per_minute=number("limit-tokens"),
+        remaining_tokens=number("remaining-tokens"),
+    )
+
+
+def _completion(content: Any, limits: Limits) -> ChatCompletion:
+    """Return the fields of a chat completion, each checked: a 2xx promises no shape."""
     try:
-        choice = answer["choices"][0]
-        usage = answer.get("usage")
+        choice = content["choices"][0]
+        usage = content.get("usage")
         return ChatCompletion(
-            content=_text(choice["message"]),
-            model=str(answer["model"]),
+            content=_message_text(choice["message"]),
+            model=str(content["model"]),
             finish_reason=str(choice["finish_reason"] or ""),
             usage=None if usage is None else _usage(usage),
+            limits=limits,
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
         # From None: what int() says would show what the server sent, perhaps the key.
-        raise APIResponseValidationError("the answer is JSON, but no chat completion") from None
-
-
-def _delta(event: Any) -> str:
-    """The text that one event of a stream adds."""
-    try:
-        return "".join(_chunk_text(choice["delta"].get("content")) for choice in event["choices"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise APIResponseValidationError("the stream holds no chat completion") from error
+        raise APIResponseValidationError(
+            "the response is JSON, but not a chat completion"
+        ) from None
 
 
 def _usage(usage: dict[str, Any]) -> Usage:
@@ -385,48 +398,20 @@ def _usage(usage: dict[str, Any]) -> Usage:
     )
 
 
-def _text(message: dict[str, Any]) -> str:
-    """The text of a message, which may have none beside its tool calls."""
+def _message_text(message: dict[str, Any]) -> str:
+    """Return the text of a message, which may have none beside its tool calls."""
     content = message["content"]
     if content is None and not message.get("tool_calls"):
         raise TypeError("the message has no content")
-    return _chunk_text(content)
+    return _content_text(content)
 
 
-def _chunk_text(content: Any) -> str:
-    """A string, a reasoning model's list of chunks, or None, as text."""
+def _content_text(content: Any) -> str:
+    """Return a string, a reasoning model's list of chunks, or None as text."""
     if content is None:
         return ""
     if isinstance(content, list):
         return "".join(chunk["text"] for chunk in content if chunk["type"] == "text")
     if not isinstance(content, str):
-        raise TypeError("the content is no text")
+        raise TypeError("the content is not text")
     return content
-
-
-def _connection_error(
-    error: Exception, handled: BaseException | None, host: str
-) -> APIConnectionError:
-    """Name what lies under an exception of requests or urllib3, however deep it is wrapped."""
-    for reason in itertools.takewhile(lambda cause: cause is not handled, _causes(error)):
-        if isinstance(reason, urllib3.exceptions.NewConnectionError):
-            continue  # a timeout by its class alone: what it was raised from says what it is
-        if isinstance(reason, (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)):
-            return APITimeoutError(f"{host} did not answer in time")
-        if isinstance(reason, socket.gaierror):
-            return APIConnectionError(f"the host {host} was not found")
-        if isinstance(reason, ConnectionRefusedError):
-            return APIConnectionError(f"{host} refused the connection")
-        if isinstance(reason, ssl.SSLError):
-            return APIConnectionError(f"no secure connection to {host}: {reason.reason}")
-        if isinstance(reason, CUT_OFF):
-            return APIConnectionError(f"{host} cut the connection off before the answer was whole")
-    return APIConnectionError(f"the connection to {host} failed ({type(error).__name__})")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception, then what it was raised from or wraps, ever deeper."""
-    while error is not None:
-        yield error
-        wrapped = [arg for arg in error.args if isinstance(arg, BaseException)]
-        error = error.__cause__ or error.__context__ or next(iter(wrapped), None)

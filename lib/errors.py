@@ -2,24 +2,27 @@
 """What can go wrong in a call to the Mistral API: one tree of exceptions, one table.
 
 MistralError
- ├── APIConnectionError              no answer: refused, host not found, cut off
- │    ├── APITimeoutError            no answer in time
- │    └── APIStreamBrokenError       a streamed answer that stopped half way
- ├── APIResponseValidationError      a 2xx answer that is no chat completion
- └── APIStatusError                  an answer that says no
+ ├── APIConnectionError              no response: refused, host not found, disconnected
+ │    ├── APITimeoutError            no response in time
+ │    └── APIStreamBrokenError       a stream that broke off after its first text
+ ├── APIResponseValidationError      a 2xx response that is not a chat completion
+ └── APIStatusError                  a response with an error status
       ├── BadRequestError            400
       ├── AuthenticationError        401
       ├── PaymentRequiredError       402
       ├── PermissionDeniedError      403
-      ├── NotFoundError              404
+      ├── NotFoundError              404, and the 400 for an unknown model
+      ├── RequestTimeoutError        408
+      ├── ConflictError              409
       ├── UnprocessableEntityError   422
       ├── RateLimitError             429
+      │    └── InsufficientQuotaError    a 429 that waiting cannot cure
       └── InternalServerError        5xx
 
-The names are those of the openai and anthropic SDKs, so their users know them
-already. Each error carries the two facts that every recovery needs:
-``retryable`` (may the same request succeed later?) and ``retry_after`` (seconds
-that the server asked for, or None). ``ERROR_TABLE`` says what each one means.
+The names are those of the openai and anthropic SDKs, so their users know them already.
+Each class says whether an error is ``retryable`` (may the same request succeed later?);
+``retry_after`` is the seconds that the server asked for, or None. ``ERROR_TABLE`` says
+what each status means.
 """
 
 from __future__ import annotations
@@ -35,33 +38,35 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 MAX_MESSAGE_LENGTH = 500
+UNKNOWN_MODEL = "1500"  # the code with which the real API answers 400 to an unknown model
 
 
 class MistralError(Exception):
-    """The root: ``except MistralError`` catches all that a call can raise."""
+    """The root: ``except MistralError`` catches everything that a call can raise."""
 
     retryable: bool = False
     retry_after: float | None = None
 
 
 class APIConnectionError(MistralError):
-    """No answer came: connection refused, host not found, or cut off half way."""
+    """No response: the connection was refused or lost, or the host was not found."""
 
     retryable = True
 
 
 class APITimeoutError(APIConnectionError):
-    """No answer came in time. The server may still have done (and billed) the work."""
+    """No response in time. The server may still have done (and billed) the work."""
 
 
 class APIStreamBrokenError(APIConnectionError):
-    """A streamed answer stopped half way; ``partial_text`` is what had come until then.
+    """A stream broke off after its first text; ``partial_text`` is what had come until then.
 
-    Not retryable: the reader has seen the text, and a new answer begins anew with other
-    words. Only who asked knows whether to start over, to go on from there or to stop.
+    Not retryable: the reader has seen the text, and a new response starts again in other
+    words. Only the caller can decide whether to restart, continue or stop.
     """
 
     retryable = False
+    status_code = 200  # the response had begun
 
     def __init__(self, message: str, partial_text: str) -> None:
         super().__init__(message, partial_text)
@@ -72,11 +77,13 @@ class APIStreamBrokenError(APIConnectionError):
 
 
 class APIResponseValidationError(MistralError):
-    """The server said 2xx, but the body is no chat completion."""
+    """The server sent a 2xx status, but the body is not a chat completion."""
+
+    status_code = 200
 
 
 class APIStatusError(MistralError):
-    """The server answered with an error status.
+    """The server responded with an error status.
 
     ``message`` is readable text, ``code`` the API's own error code or None,
     ``request_id`` what to quote to support or None, ``retry_after`` seconds or None.
@@ -97,14 +104,13 @@ class APIStatusError(MistralError):
         self.code = code
         self.request_id = request_id
         self.retry_after = retry_after
-        self.retryable = error_info(status_code).retryable
 
     def __str__(self) -> str:
         return self.message
 
 
 class BadRequestError(APIStatusError):
-    """400: the request is invalid. An unknown model is a 400 too, on the real API."""
+    """400: the request is invalid."""
 
 
 class AuthenticationError(APIStatusError):
@@ -120,7 +126,19 @@ class PermissionDeniedError(APIStatusError):
 
 
 class NotFoundError(APIStatusError):
-    """404: no such path, or no such model."""
+    """404: no such path or model. The real API reports an unknown model with a 400."""
+
+
+class RequestTimeoutError(APIStatusError):
+    """408: the request took too long to arrive."""
+
+    retryable = True
+
+
+class ConflictError(APIStatusError):
+    """409: the request collided with another."""
+
+    retryable = True
 
 
 class UnprocessableEntityError(APIStatusError):
@@ -130,104 +148,140 @@ class UnprocessableEntityError(APIStatusError):
 class RateLimitError(APIStatusError):
     """429: too many requests or tokens, or no capacity left for this model."""
 
+    retryable = True
+
+
+class InsufficientQuotaError(RateLimitError):
+    """A permanent 429: the plan's limit for this model is zero, or its quota is used up."""
+
+    retryable = False
+
+    def __str__(self) -> str:
+        return f"{self.message} (your plan lacks this model or its quota: waiting does not help)"
+
 
 class InternalServerError(APIStatusError):
-    """5xx: the fault is the server's."""
+    """5xx: the server failed."""
+
+    retryable = True
 
 
 class InvalidRequestError(ValueError):
     """The request cannot be right, so it was not sent: a mistake in the calling program.
 
-    Not a MistralError, since nothing went wrong at the API; but marked like one, so that
-    it is not retried, opens no circuit and is not hidden by a fallback.
+    Not a MistralError, since nothing went wrong at the API; but marked as not retryable,
+    so that it is not retried, opens no circuit and is not hidden by a fallback.
     """
 
     retryable = False
 
 
 class ErrorInfo(NamedTuple):
-    """One line of the error table; ``status`` is None where any other one is meant."""
+    """One row of the error table; ``status`` is None for every status without its own row."""
 
     status: int | None
     error: type[MistralError]
     meaning: str
-    retryable: bool
     what_to_do: str
 
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed later: the error class says so."""
+        return self.error.retryable
+
+
+_BACK_OFF = "retry with exponential backoff"
 
 ERROR_TABLE: tuple[ErrorInfo, ...] = (
-    ErrorInfo(400, BadRequestError, "the request is invalid, or the model unknown",
-             False, "correct it, the same request will fail again"),
+    ErrorInfo(400, BadRequestError, "the request is invalid",
+              "correct it; the same request will fail again"),
     ErrorInfo(401, AuthenticationError, "the API key is missing, wrong or expired",
-             False, "check MISTRAL_API_KEY"),
+              "check MISTRAL_API_KEY"),
     ErrorInfo(402, PaymentRequiredError, "the account's budget is used up",
-             False, "raise the limit or add credit in the console"),
+              "raise the limit or add credit in the console"),
     ErrorInfo(403, PermissionDeniedError, "the key may not do this",
-             False, "use a key or a model that the workspace allows"),
+              "use a key or a model that the workspace allows"),
     ErrorInfo(404, NotFoundError, "there is no such model or path",
-             False, "check the model's name and MISTRAL_BASE_URL"),
-    ErrorInfo(408, APIStatusError, "the request took too long to arrive",
-             True, "try again"),
-    ErrorInfo(409, APIStatusError, "the request collided with another",
-             True, "try again"),
-    ErrorInfo(413, APIStatusError, "the request is too large",
-             False, "send less text at a time"),
+              "check the model's name and MISTRAL_BASE_URL"),
+    ErrorInfo(408, RequestTimeoutError, "the request took too long to arrive", "retry"),
+    ErrorInfo(409, ConflictError, "the request collided with another", "retry"),
+    ErrorInfo(413, APIStatusError, "the request is too large", "send less text per request"),
     ErrorInfo(422, UnprocessableEntityError, "a field is missing, unknown or of the wrong type",
-             False, "correct the field that the message names"),
+              "correct the field that the message names"),
     ErrorInfo(429, RateLimitError, "too many requests or tokens, or no capacity left",
-             True, "wait, then send fewer a minute"),
-    ErrorInfo(500, InternalServerError, "the server failed",
-             True, "try again with growing waits"),
-    ErrorInfo(502, InternalServerError, "a gateway got no good answer from the server",
-             True, "try again with growing waits"),
+              "wait, then send fewer requests per minute"),
+    ErrorInfo(429, InsufficientQuotaError, "your plan does not include this model, or its quota "
+              "is used up", "choose another model or upgrade the plan; waiting does not help"),
+    ErrorInfo(500, InternalServerError, "the server failed", _BACK_OFF),
+    ErrorInfo(502, InternalServerError, "a gateway got no valid response from the server",
+              _BACK_OFF),
     ErrorInfo(503, InternalServerError, "the service is unavailable or overloaded",
-             True, "try again with growing waits, or fall back"),
+              f"{_BACK_OFF}, or fall back"),
     ErrorInfo(504, InternalServerError, "a gateway waited too long for the server",
-             True, "try again, or ask for a shorter answer"),
-    ErrorInfo(None, InternalServerError, "the server or a gateway before it failed",
-             True, "try again with growing waits"),
-    ErrorInfo(None, APITimeoutError, "no answer came in time",
-             True, "try again, allow more time or ask for a shorter answer"),
-    ErrorInfo(None, APIStreamBrokenError, "the answer stopped half way",
-             False, "keep partial_text, then decide whether to start over"),
-    ErrorInfo(None, APIConnectionError, "no answer came",
-             True, "check the network and MISTRAL_BASE_URL, then try again"),
-    ErrorInfo(None, APIResponseValidationError, "the answer is no chat completion",
-             False, "check that MISTRAL_BASE_URL is the API and no other page"),
-    ErrorInfo(None, APIStatusError, "the server gave an unexpected answer",
-             False, "check MISTRAL_BASE_URL and the request"),
+              "retry, or ask for a shorter answer"),
+    ErrorInfo(None, InternalServerError, "the server or a gateway in front of it failed",
+              _BACK_OFF),
+    ErrorInfo(None, APITimeoutError, "no response came in time",
+              "retry, allow more time or ask for a shorter answer"),
+    ErrorInfo(None, APIStreamBrokenError, "the stream broke off",
+              "keep partial_text, then decide whether to start again"),
+    ErrorInfo(None, APIConnectionError, "no response came",
+              "check the network and MISTRAL_BASE_URL, then retry"),
+    ErrorInfo(None, APIResponseValidationError, "the response is not a chat completion",
+              "check that MISTRAL_BASE_URL is the API and not another page"),
+    ErrorInfo(None, APIStatusError, "the server sent an unexpected status",
+              "check MISTRAL_BASE_URL and the request"),
 )  # fmt: skip
-
-_BY_STATUS = {row.status: row for row in ERROR_TABLE if row.status is not None}
-_BY_CLASS = {row.error: row for row in ERROR_TABLE if row.status is None}
 
 
 def error_info(status_code: int) -> ErrorInfo:
-    """The table's row for an HTTP status; one that it doesn't list gets its family's."""
+    """Return the table's row for an HTTP status; one without a row gets its family's."""
+    for row in ERROR_TABLE:
+        if row.status == status_code:
+            return row
     family = InternalServerError if 500 <= status_code <= 599 else APIStatusError
-    return _BY_STATUS.get(status_code, _BY_CLASS[family])
+    return next(row for row in ERROR_TABLE if row.status is None and row.error is family)
+
+
+def is_retryable_status(status_code: int) -> bool:
+    """Return whether a request that got this HTTP status may succeed later.
+
+    For the errors of other libraries: ``error.retryable = is_retryable_status(503)``.
+    """
+    return error_info(status_code).retryable
 
 
 def explain(error: BaseException) -> str:
-    """One sentence for a person: what happened, and what to do about it."""
+    """Return one sentence for a person: what happened, and what to do about it."""
+    last_failure = getattr(error, "last_failure", None)
+    if last_failure is not None:  # a CircuitOpenError
+        seconds = getattr(error, "retry_after", 0.0)
+        return f"{error} (after {last_failure}): try again in {math.ceil(seconds)} s."
     if not isinstance(error, MistralError):
         return f"{type(error).__name__}: {error}"
+    row = _row_of(error)
+    detail = str(error)
     if isinstance(error, APIStatusError):
-        row, detail = error_info(error.status_code), f"{error.status_code}, {error.message}"
-    else:
-        families = (_BY_CLASS[cls] for cls in type(error).__mro__ if cls in _BY_CLASS)
-        row, detail = next(families, _BY_CLASS[APIStatusError]), str(error)
-    wait = "" if error.retry_after is None else f"; the server asks for {error.retry_after:g} s"
-    return f"{row.meaning[0].upper()}{row.meaning[1:]} ({detail}{wait}): {row.what_to_do}."
+        detail = f"{error.status_code}, {detail}"
+    if error.retry_after is not None:
+        detail += f"; the server asks for {error.retry_after:g} s"
+    return f"{row.meaning[0].upper()}{row.meaning[1:]} ({detail}): {row.what_to_do}."
 
 
-def error_from_response(
-    status_code: int, headers: Mapping[str, str], body: str, *, secret: str = ""
-) -> APIStatusError:
-    """The exception for an error answer, whatever shape its body has.
+def _row_of(error: MistralError) -> ErrorInfo:
+    """Return the row of the error's class and status, or of the nearest class above it."""
+    status = getattr(error, "status_code", None)
+    for cls in type(error).__mro__:
+        rows = [row for row in ERROR_TABLE if row.error is cls]
+        for row in sorted(rows, key=lambda row: (row.status != status, row.status is not None)):
+            return row
+    return ERROR_TABLE[-1]
 
-    ``headers`` must look names up in any case, as those of requests do. ``secret``
-    is blotted out of the message: some servers echo the key that they refuse.
+
+def error_from_response(status_code: int, headers: Mapping[str, str], body: str) -> APIStatusError:
+    """Return the exception for an error response, whatever shape its body has.
+
+    ``headers`` must look names up in any case, as those of requests do.
     """
     message, code, request_id = "", None, None
     try:
@@ -236,23 +290,35 @@ def error_from_response(
         if isinstance(fields, dict):
             nested = fields.get("error")
             source = nested if isinstance(nested, dict) else fields
-            code = _text_or_none(source.get("code"), secret)
-            request_id = _text_or_none(fields.get("request_id"), secret)
+            code = _text_or_none(source.get("code"))
+            request_id = _text_or_none(fields.get("request_id"))
     except (ValueError, RecursionError):
-        pass  # A gateway's HTML page, an empty body: the status has to say it all.
-    error_class = error_info(status_code).error
-    assert issubclass(error_class, APIStatusError)
-    return error_class(
+        pass  # A gateway's HTML page or an empty body: only the status is left to tell.
+    return _error_class(status_code, headers, code)(
         status_code,
-        _one_line(message, secret) or _phrase(status_code),
+        _one_line(message) or _phrase(status_code),
         code,
-        _text_or_none(headers.get("mistral-correlation-id"), secret) or request_id,
+        _text_or_none(headers.get("mistral-correlation-id")) or request_id,
         parse_retry_after(headers.get("Retry-After")),
     )
 
 
+def _error_class(
+    status_code: int, headers: Mapping[str, str], code: str | None
+) -> type[APIStatusError]:
+    if status_code == 400 and code == UNKNOWN_MODEL:
+        return NotFoundError
+    if status_code == 429 and (
+        headers.get("x-ratelimit-limit-req-minute") == "0" or code == "insufficient_quota"
+    ):
+        return InsufficientQuotaError
+    error_class = error_info(status_code).error
+    assert issubclass(error_class, APIStatusError)
+    return error_class
+
+
 def _message_in(body: Any) -> str:
-    """The human part of an error body, in any of the shapes that the API uses."""
+    """Return the readable part of an error body, in any of the shapes that the API uses."""
     if isinstance(body, str):
         return body
     if isinstance(body, list):
@@ -268,21 +334,19 @@ def _message_in(body: Any) -> str:
     return ""
 
 
-def _text_or_none(value: Any, secret: str) -> str | None:
-    return _one_line(str(value), secret) if isinstance(value, (str, int)) else None
+def _text_or_none(value: Any) -> str | None:
+    return _one_line(str(value)) if isinstance(value, (str, int)) else None
 
 
-def _one_line(text: str, secret: str) -> str:
-    """Text that is safe to print: no secret, no line breaks or terminal codes, not endless."""
-    if secret:
-        text = text.replace(secret, "[redacted]")
+def _one_line(text: str) -> str:
+    """Return the text safe to print: without line breaks and terminal codes, and not too long."""
     text = "".join(char if char.isprintable() else " " for char in text)
     text = " ".join(text.split())
     return text if len(text) <= MAX_MESSAGE_LENGTH else text[: MAX_MESSAGE_LENGTH - 3] + "..."
 
 
 def _phrase(status_code: int) -> str:
-    """The status's own name, for an answer whose body says nothing."""
+    """Return the status's own name, for a response whose body says nothing."""
     try:
         return HTTPStatus(status_code).phrase
     except ValueError:
@@ -290,9 +354,9 @@ def _phrase(status_code: int) -> str:
 
 
 def parse_retry_after(value: str | None, now: float | None = None) -> float | None:
-    """Seconds to wait, from a Retry-After header; None where it says nothing usable.
+    """Return the seconds to wait from a Retry-After header, or None if it is unusable.
 
-    Takes a number of seconds or any HTTP date (RFC 9110, 10.2.3); a date without
+    Accepts a number of seconds or any HTTP date (RFC 9110, 10.2.3); a date without
     a zone is UTC. ``now`` is in seconds since the epoch, by default the clock's.
     What is malformed, negative, infinite, not a number or past counts as absent.
 

@@ -79,22 +79,22 @@ def test_a_good_answer_and_a_missing_model_print_the_transcript(
         ),
         pytest.param(
             {"body": requests.ReadTimeout()},
-            "Timeout: api.mistral.ai did not answer in time",
+            "Timeout: api.mistral.ai did not respond within",
             id="timeout",
         ),
         pytest.param(
             {"body": requests.ConnectionError(ConnectionResetError())},
-            "Network Error: api.mistral.ai cut the connection off before the answer was whole",
+            "Network Error: api.mistral.ai closed the connection before the response was complete",
             id="cut off",
         ),
         pytest.param(
             {"status": 200, "body": '{"choices": ['},
-            "Unexpected Error: the answer is cut off or no JSON",
+            "Unexpected Error: the response is truncated or not JSON",
             id="bad JSON",
         ),
         pytest.param(
             {"status": 200, "body": HTML_PAGE},
-            "Unexpected Error: the answer is an HTML page, not JSON",
+            "Unexpected Error: the response is an HTML page, not JSON",
             id="a 200 that is an HTML page",
         ),
     ],
@@ -185,7 +185,7 @@ def test_safe_api_call_returns_the_text_and_logs_nothing(
         pytest.param({"status": 503}, "API error (503): Service Unavailable", id="503"),
         pytest.param(
             {"body": requests.ReadTimeout()},
-            "No usable answer: api.mistral.ai did not answer in time",
+            "No usable answer: api.mistral.ai did not respond within",
             id="timeout",
         ),
         pytest.param(
@@ -195,7 +195,7 @@ def test_safe_api_call_returns_the_text_and_logs_nothing(
         ),
         pytest.param(
             {"status": 200, "body": "{"},
-            "No usable answer: the answer is cut off or no JSON",
+            "No usable answer: the response is truncated or not JSON",
             id="bad JSON",
         ),
     ],

@@ -70,7 +70,7 @@ def test_both_models_failing_prints_the_transcript(
     assert capsys.readouterr().out == transcript("05_fallbacks")
     assert caplog.messages == [
         "Fallback strategy 'primary' failed: Simulated failure",
-        "Fallback strategy 'fallback1' failed: api.mistral.ai did not answer in time",
+        "Fallback strategy 'fallback1' failed: api.mistral.ai did not respond within",
     ]
     assert clock.waits == []
 

@@ -20,6 +20,7 @@ import requests
 import responses
 
 from lib import client as client_module
+from lib import transport as transport_module
 from lib.circuit_breaker import CircuitBreaker
 from lib.client import MistralClient, Usage
 from lib.errors import (
@@ -31,6 +32,7 @@ from lib.errors import (
     InternalServerError,
     InvalidRequestError,
     MistralError,
+    NotFoundError,
     RateLimitError,
     error_info,
 )
@@ -353,7 +355,7 @@ def test_a_2xx_that_is_no_chat_completion_is_a_validation_error(
     api: responses.RequestsMock, client: MistralClient, body: bytes
 ) -> None:
     api.post(CHAT_URL, body=body)
-    with pytest.raises(APIResponseValidationError, match="the answer is") as caught:
+    with pytest.raises(APIResponseValidationError, match="the response is") as caught:
         client.chat(HELLO)
     assert not caught.value.retryable
 
@@ -361,10 +363,10 @@ def test_a_2xx_that_is_no_chat_completion_is_a_validation_error(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "the answer is empty"),
-        (b"<html></html>", "the answer is an HTML page, not JSON"),
-        (GOOD_BODY[:-9], "the answer is cut off or no JSON"),
-        (b"{}", "the answer is JSON, but no chat completion"),
+        (b"", "the response is empty"),
+        (b"<html></html>", "the response is an HTML page, not JSON"),
+        (GOOD_BODY[:-9], "the response is truncated or not JSON"),
+        (b"{}", "the response is JSON, but not a chat completion"),
     ],
 )
 def test_a_validation_error_says_what_came_instead(
@@ -411,7 +413,8 @@ def test_every_error_of_the_wire_has_its_class_and_message(
     with pytest.raises(APIStatusError) as caught:
         client.chat(HELLO)
     error = caught.value
-    assert type(error) is error_info(status).error
+    expected = NotFoundError if code == "1500" else error_info(status).error
+    assert type(error) is expected
     assert (error.status_code, str(error), error.code) == (status, message, code)
     assert error.request_id == "abc"
 
@@ -516,7 +519,7 @@ def test_every_timeout_of_requests_is_a_timeout(
     api: responses.RequestsMock, client: MistralClient, failure: Exception
 ) -> None:
     api.post(CHAT_URL, body=failure)
-    with pytest.raises(APITimeoutError, match=r"^api.mistral.ai did not answer in time$"):
+    with pytest.raises(APITimeoutError, match=r"^api.mistral.ai did not respond within \d+ s$"):
         client.chat(HELLO)
 
 
@@ -563,7 +566,7 @@ def test_a_missing_bundle_of_certificates_is_a_named_error(monkeypatch: pytest.M
 def test_an_answer_that_stops_half_way_is_a_connection_error(answer: bytes) -> None:
     with RawServer(answer) as server, pytest.raises(APIConnectionError) as caught:
         chat(server.url)
-    assert str(caught.value) == "127.0.0.1 cut the connection off before the answer was whole"
+    assert str(caught.value) == "127.0.0.1 closed the connection before the response was complete"
     assert type(caught.value) is APIConnectionError
 
 
@@ -599,16 +602,16 @@ def test_an_answer_that_is_no_http_is_a_connection_error(answer: bytes) -> None:
 def test_silence_at_any_point_of_the_answer_is_a_timeout(answer: bytes) -> None:
     with RawServer(answer, then="silence") as server, pytest.raises(APITimeoutError) as caught:
         chat(server.url, timeout=0.05)
-    assert str(caught.value) == "127.0.0.1 did not answer in time"
+    assert str(caught.value) == "127.0.0.1 did not respond within 0.05 s"
 
 
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        ("drop", APIConnectionError, "cut the connection off"),
-        ("timeout", APITimeoutError, "did not answer in time"),
-        ("cut", APIConnectionError, "cut the connection off"),
-        ("badjson", APIResponseValidationError, "cut off or no JSON"),
+        ("drop", APIConnectionError, "closed the connection"),
+        ("timeout", APITimeoutError, "did not respond within"),
+        ("cut", APIConnectionError, "closed the connection"),
+        ("badjson", APIResponseValidationError, "truncated or not JSON"),
         ("html:502", InternalServerError, "Bad Gateway"),
         ("429:2", RateLimitError, "Rate limit exceeded"),
     ],
@@ -652,7 +655,8 @@ def test_a_client_that_met_an_error_goes_on_working() -> None:
 def test_an_endless_answer_is_read_only_up_to_the_bound(
     monkeypatch: pytest.MonkeyPatch, head: bytes, error: type[MistralError], message: str
 ) -> None:
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 1000)
+    for module in (client_module, transport_module):
+        monkeypatch.setattr(module, "MAX_RESPONSE_BYTES", 1000)
     with RawServer(head, b"x" * 65536, repeat=1000) as server:
         with pytest.raises(error, match=message):
             chat(server.url)
@@ -663,7 +667,8 @@ def test_an_endless_answer_is_read_only_up_to_the_bound(
 def test_a_small_answer_that_unpacks_to_a_huge_one_does_not_fill_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 1000)
+    for module in (client_module, transport_module):
+        monkeypatch.setattr(module, "MAX_RESPONSE_BYTES", 1000)
     body = gzip.compress(b" " * 20_000_000, compresslevel=1)
     with RawServer(raw_response("200 OK", body, "Content-Encoding: gzip")) as server:
         tracemalloc.start()
@@ -676,7 +681,8 @@ def test_a_small_answer_that_unpacks_to_a_huge_one_does_not_fill_memory(
 
 
 def test_an_answer_of_just_the_bound_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", len(GOOD_BODY))
+    for module in (client_module, transport_module):
+        monkeypatch.setattr(module, "MAX_RESPONSE_BYTES", len(GOOD_BODY))
     with RawServer(GOOD_ANSWER) as server:
         assert chat(server.url) == "Hi"
 

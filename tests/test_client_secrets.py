@@ -17,9 +17,9 @@ from lib.client import MistralClient
 from lib.errors import (
     APIConnectionError,
     APIStatusError,
+    AuthenticationError,
     MistralError,
     RateLimitError,
-    error_from_response,
     explain,
 )
 from lib.mock_server import MockServer
@@ -311,10 +311,13 @@ def test_a_server_that_echoes_the_key_does_not_get_it_shown(
     assert KEY not in caplog.text
 
 
-def test_a_key_that_is_blotted_out_leaves_the_rest_readable() -> None:
-    body = f'{{"message": "The key {KEY} is unknown", "code": "bad-{KEY}", "request_id": "{KEY}"}}'
-    error = error_from_response(401, {}, body, secret=KEY)
-    assert error.message == "The key [redacted] is unknown"
+@pytest.mark.parametrize("spelling", [KEY, "".join(f"\\u{ord(char):04x}" for char in KEY)])
+def test_a_redacted_key_leaves_the_rest_readable(spelling: str) -> None:
+    body = f'{{"message": "Key {spelling} is unknown", "code": "bad-{KEY}", "request_id": "{KEY}"}}'
+    with RawServer(raw_response("401 Unauthorized", body.encode())) as server:
+        error = failure(server.url)
+    assert isinstance(error, AuthenticationError)
+    assert error.message == "Key [redacted] is unknown"
     assert (error.code, error.request_id) == ("bad-[redacted]", "[redacted]")
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from lib.error_logger import MAX_ERROR_TYPES, ErrorLogger, Metrics
 from lib.errors import RateLimitError
-from support import run_in_threads, finish, run, start
+from support import finish, run, run_in_threads, start
 
 SECRET = "sk-51d0c0de"
 

@@ -14,6 +14,7 @@ from itertools import chain
 import pytest
 
 from lib import errors
+from lib.circuit_breaker import CircuitOpenError
 from lib.errors import (
     ERROR_TABLE,
     MAX_MESSAGE_LENGTH,
@@ -24,18 +25,22 @@ from lib.errors import (
     APITimeoutError,
     AuthenticationError,
     BadRequestError,
+    ConflictError,
     ErrorInfo,
+    InsufficientQuotaError,
     InternalServerError,
     MistralError,
     NotFoundError,
     PaymentRequiredError,
     PermissionDeniedError,
     RateLimitError,
+    RequestTimeoutError,
     UnprocessableEntityError,
     error_from_response,
-    explain,
-    parse_retry_after,
     error_info,
+    explain,
+    is_retryable_status,
+    parse_retry_after,
 )
 from support import WIRE_BODIES
 
@@ -52,9 +57,14 @@ PARENTS: dict[type[MistralError], type[MistralError]] = {
     NotFoundError: APIStatusError,
     UnprocessableEntityError: APIStatusError,
     RateLimitError: APIStatusError,
+    RequestTimeoutError: APIStatusError,
+    ConflictError: APIStatusError,
+    InsufficientQuotaError: RateLimitError,
     InternalServerError: APIStatusError,
 }
 CLASSES: dict[int, type[APIStatusError]] = {
+    408: RequestTimeoutError,
+    409: ConflictError,
     400: BadRequestError,
     401: AuthenticationError,
     402: PaymentRequiredError,
@@ -73,11 +83,12 @@ DATE = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT
 def error_of(row: ErrorInfo) -> MistralError:
     """An error such as the row describes."""
     if row.error is APIStreamBrokenError:
-        return APIStreamBrokenError("api.mistral.ai cut the connection off", "Hel")
+        return APIStreamBrokenError("api.mistral.ai closed the connection", "Hel")
     if not issubclass(row.error, APIStatusError):
         return row.error("api.mistral.ai did not answer")
     fallback = 520 if row.error is InternalServerError else 418
-    return error_from_response(row.status or fallback, {}, '{"message": "No."}')
+    headers = {"x-ratelimit-limit-req-minute": "0"} if row.error is InsufficientQuotaError else {}
+    return error_from_response(row.status or fallback, headers, '{"message": "No."}')
 
 
 # The tree and the table
@@ -106,7 +117,7 @@ def test_every_status_of_the_wire_has_a_row_of_its_own_or_that_of_its_family() -
 
 
 def test_no_status_and_no_class_has_two_rows() -> None:
-    keys = [row.status or row.error for row in ERROR_TABLE]
+    keys = [(row.status, row.error) for row in ERROR_TABLE]
     assert len(keys) == len(set(keys))
 
 
@@ -401,7 +412,56 @@ def test_the_last_date_that_there_is_stays_finite() -> None:
     assert 0 < seconds < math.inf
 
 
+class TestPermanent429:
+    """A limit of zero, or a used-up quota: waiting does not help."""
+
+    @pytest.mark.parametrize(
+        ("headers", "body"),
+        [
+            ({"x-ratelimit-limit-req-minute": "0"}, '{"message": "Rate limit exceeded"}'),
+            ({}, '{"error": {"message": "Rate limit exceeded", "code": "insufficient_quota"}}'),
+        ],
+    )
+    def test_it_is_not_retryable_and_says_what_to_do(
+        self, headers: dict[str, str], body: str
+    ) -> None:
+        error = error_from_response(429, headers, body)
+        assert isinstance(error, InsufficientQuotaError)
+        assert isinstance(error, RateLimitError)
+        assert not error.retryable
+        assert str(error).startswith("Rate limit exceeded (your plan lacks this model")
+        assert "choose another model or upgrade the plan" in explain(error)
+
+    def test_an_ordinary_429_is_retryable(self) -> None:
+        error = error_from_response(429, {"x-ratelimit-limit-req-minute": "60"}, "")
+        assert type(error) is RateLimitError
+        assert error.retryable
+
+
+class TestUnknownModel:
+    def test_the_400_of_the_real_api_is_caught_like_the_404_of_the_tutorial(self) -> None:
+        real = error_from_response(400, {}, '{"message": "Invalid model: X", "code": "1500"}')
+        assert type(real) is type(error_from_response(404, {}, "")) is NotFoundError
+        assert real.status_code == 400
+        assert explain(real).startswith("There is no such model or path (400, Invalid model: X)")
+
+
+class TestRetryableStatus:
+    @pytest.mark.parametrize(
+        ("status", "expected"), [(400, False), (404, False), (408, True), (429, True), (503, True)]
+    )
+    def test_it_tells_for_the_errors_of_other_libraries(self, status: int, expected: bool) -> None:
+        assert is_retryable_status(status) is expected
+
+
 # explain
+
+
+def test_explain_gives_the_seconds_and_the_cause_of_an_open_circuit() -> None:
+    error = CircuitOpenError("api", 4.2, "InternalServerError: overloaded")
+    assert explain(error) == (
+        "Circuit breaker is open (after InternalServerError: overloaded): try again in 5 s."
+    )
 
 
 @pytest.mark.parametrize("row", ERROR_TABLE, ids=lambda row: f"{row.error.__name__}-{row.status}")
@@ -412,7 +472,7 @@ def test_explain_says_in_one_sentence_what_happened_and_what_to_do(row: ErrorInf
     assert sentence[0].isupper()
     assert str(error) in sentence
     assert sentence.endswith(f": {row.what_to_do}.")
-    assert ". " not in sentence
+    assert ". " not in sentence.replace("No. (", "No (")
     assert "\n" not in sentence
     if isinstance(error, APIStatusError):
         assert f"({error.status_code}, " in sentence

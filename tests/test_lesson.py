@@ -19,8 +19,8 @@ import responses
 
 from conftest import FakeClock
 from examples import lesson
-from lib.client import MistralClient
 from examples.lesson import run_lesson
+from lib.client import MistralClient
 from lib.errors import APIConnectionError
 from lib.mock_server import MockServer
 from support import (

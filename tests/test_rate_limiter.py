@@ -380,7 +380,7 @@ class TestGivingUp:
                 time.sleep(0.001)
             loop.close()
             assert third.result(timeout=10) > 0
-        task.get_coro().close()  # type: ignore[union-attr]
+        task.get_coro().close()
         task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 

@@ -28,7 +28,7 @@ from lib.mock_server import MockServer
 from lib.rate_limiter import RateLimiter
 from lib.resilient_client import ResilientMistralClient, is_unhealthy
 from lib.retry import Retrier
-from support import ROOT, StartTimes, run_in_threads, most_in_any_window
+from support import ROOT, StartTimes, most_in_any_window, run_in_threads
 
 CALLS = int(os.environ.get("SOAK_CALLS") or 560)
 THREADS = 16

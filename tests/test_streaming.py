@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import responses
 
 from lib import client as client_module
+from lib import transport as transport_module
 from lib.client import MistralClient
 from lib.errors import (
     APIConnectionError,
     APIResponseValidationError,
     APIStreamBrokenError,
     APITimeoutError,
+    InternalServerError,
     RateLimitError,
 )
 from lib.mock_server import MockServer
@@ -102,14 +106,60 @@ def test_a_stream_that_ends_without_its_end_mark_is_broken() -> None:
     assert isinstance(error, APIStreamBrokenError)
 
 
-def test_an_event_that_is_no_chat_completion_is_a_validation_error() -> None:
-    with RawServer(HEAD, chunk('data: {"object": "error"}\n\n')) as server:
+def test_an_event_that_is_not_a_chat_completion_is_a_validation_error() -> None:
+    with RawServer(HEAD, chunk('data: {"object": "list"}\n\n')) as server:
         _, error = read_until_it_breaks(server.url)
     assert isinstance(error, APIResponseValidationError)
 
 
+class TestErrorInsideAStream:
+    """Before any text it is the server's error, afterwards a broken stream; in its own words."""
+
+    EVENT = '{"object": "error", "message": "Overloaded, test-key", "raw_status_code": 503}'
+
+    def test_before_any_text(self) -> None:
+        with RawServer(HEAD, chunk(f"data: {self.EVENT}\n\n")) as server:
+            _, error = read_until_it_breaks(server.url)
+        assert type(error) is InternalServerError
+        assert error.status_code == 503
+        assert "Overloaded" in str(error)
+
+    def test_after_the_first_text(self) -> None:
+        with RawServer(HEAD, chunk(event("Hello")), chunk(f"data: {self.EVENT}\n\n")) as server:
+            pieces, error = read_until_it_breaks(server.url)
+        assert pieces == ["Hello"]
+        assert isinstance(error, APIStreamBrokenError)
+        assert error.partial_text == "Hello"
+        assert "Overloaded" in str(error)
+
+
+class TestEndOfAStream:
+    def test_it_knows_the_finish_reason_usage_and_limits(self) -> None:
+        with (
+            MockServer() as server,
+            MistralClient("k", base_url=server.url) as client,
+            client.stream(HELLO) as stream,
+        ):
+            assert "".join(stream) == "Hello! How can I assist you today?"
+            assert stream.finish_reason == "stop"
+            assert stream.usage is not None
+            assert stream.usage.total_tokens == 8
+
+    def test_a_silent_server_after_the_end_mark_holds_the_reader_for_a_moment_only(self) -> None:
+        with (
+            RawServer(
+                HEAD, chunk(event("Hi")), chunk("data: [DONE]\n\n"), then="silence"
+            ) as server,
+            MistralClient("k", base_url=server.url, timeout=30) as client,
+        ):
+            started_at = time.monotonic()
+            assert list(client.stream(HELLO)) == ["Hi"]
+            assert time.monotonic() - started_at < 10
+
+
 def test_an_endless_stream_is_read_only_up_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 1000)
+    for module in (client_module, transport_module):
+        monkeypatch.setattr(module, "MAX_RESPONSE_BYTES", 1000)
     with RawServer(HEAD, *[chunk("x" * 600)] * 5) as server:
         _, error = read_until_it_breaks(server.url)
     assert isinstance(error, APIResponseValidationError)

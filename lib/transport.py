@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: MIT-0
+"""How bytes travel: the key, the URL, timeouts, and what a connection error is called.
+
+requests has a timeout for each read, not for the whole call: a server that sends one byte
+per minute holds a call forever. Here every read of a response gets the lesser of the read
+timeout and the time that is left, so the call ends when its total timeout has passed.
+
+The API key goes into the Authorization header and nowhere else: whatever a server sends
+back is redacted here, before anybody else sees it. Only this file knows urllib3.
+Needs ``requests`` and ``errors.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import ipaddress
+import json
+import math
+import socket
+import ssl
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from requests.structures import CaseInsensitiveDict
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from .errors import APIConnectionError, APITimeoutError, error_from_response
+
+MAX_RESPONSE_BYTES = 8 * 1024 * 1024
+MAX_CONNECTIONS = 64  # kept open between calls; more threads than that still work
+DRAIN_SECONDS = 0.5  # for the end of a body whose content has been read
+REDACTED = "[redacted]"
+DROPPED_CONNECTION = (
+    ConnectionError,
+    urllib3.exceptions.ProtocolError,
+    urllib3.exceptions.IncompleteRead,
+)
+TIMEOUTS = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
+
+
+class Transport:
+    """Sends requests to one base URL with one key. Thread-safe.
+
+    A ``session`` of your own is used as it is, and left open; its total timeout then
+    bounds the connecting and each single read, but not a body that drips byte by byte.
+    Raises ValueError for a key that no header can carry and for a base URL that cannot
+    work; the message never shows the key.
+    """
+
+    def __init__(self, api_key: str, base_url: str, session: requests.Session | None) -> None:
+        self._auth = _BearerAuth(api_key)
+        self.base_url, self._host, on_this_machine = _check_base_url(base_url)
+        # An empty proxy takes precedence over one in the environment.
+        self._proxies = {"http": "", "https": "", "all": ""} if on_this_machine else {}
+        self._owns_session = session is None
+        if session is None:
+            session = requests.Session()
+            for scheme in ("https://", "http://"):
+                session.mount(scheme, _DeadlineAdapter(pool_maxsize=MAX_CONNECTIONS))
+        self._session = session
+
+    @contextlib.contextmanager
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        timeout: tuple[float, float],
+        total_timeout: float,
+    ) -> Iterator[Response]:
+        """Send a request and hand out its 2xx response; all else is a MistralError.
+
+        ``timeout`` is the seconds to connect, and of silence; ``total_timeout`` bounds the
+        whole call, until the ``with`` block has been left.
+        """
+        deadline = _deadlines.current = _Deadline(total_timeout)
+        connect, read = (min(seconds, total_timeout) for seconds in timeout)
+        try:
+            with self._session.request(
+                method,
+                self.base_url + path,
+                data=body,
+                headers={"Content-Type": "application/json"},
+                auth=self._auth,  # an Authorization header of our own would lose to ~/.netrc
+                timeout=(connect, read),
+                allow_redirects=False,
+                proxies=dict(self._proxies),  # requests adds to it
+                stream=True,
+            ) as raw:
+                response = Response(raw, deadline, self._auth.key)
+                if not 200 <= raw.status_code <= 299:
+                    text = response.error_text()
+                    raise error_from_response(raw.status_code, response.headers, text)
+                yield response
+        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+            shown = "".join(traceback.format_exception(error))
+            cause = None if self._auth.key in shown else error
+            raise _connection_error(error, self._host, deadline, connect, read) from cause
+
+    def close(self) -> None:
+        """Close the connections, unless the session is the caller's own."""
+        if self._owns_session:
+            self._session.close()
+
+
+class Response:
+    """A response whose body has not been read yet; its headers are redacted."""
+
+    def __init__(self, raw: requests.Response, deadline: _Deadline, key: str) -> None:
+        self.headers: Mapping[str, str] = CaseInsensitiveDict(
+            {name: value.replace(key, REDACTED) for name, value in raw.headers.items()}
+        )
+        self._raw = raw.raw
+        self._deadline = deadline
+        self._key = key
+
+    def read(self) -> bytes:
+        """Return the body, at most one byte more than MAX_RESPONSE_BYTES."""
+        content: bytes = self._raw.read(MAX_RESPONSE_BYTES + 1, decode_content=True)
+        return content
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body as it comes."""
+        # Without chunks there is no telling where a piece ends: take it byte by byte.
+        size = 65536 if getattr(self._raw, "chunked", False) else 1
+        yield from self._raw.stream(size, decode_content=True)
+
+    def drain(self, chunks: Iterator[bytes]) -> None:
+        """Read the body's end, or the connection could not be used again; but don't wait long."""
+        self._deadline.shorten(DRAIN_SECONDS)
+        with contextlib.suppress(OSError, ValueError, urllib3.exceptions.HTTPError):
+            next(chunks, b"")
+
+    def error_text(self) -> str:
+        """Return the body of an error response, redacted; what can't be read is left out."""
+        text = ""
+        with contextlib.suppress(ValueError, urllib3.exceptions.HTTPError):
+            text = self.read()[:MAX_RESPONSE_BYTES].decode("utf-8", "replace")
+        with contextlib.suppress(ValueError, RecursionError):
+            text = json.dumps(json.loads(text))  # a key in JSON may be spelled with escapes
+        return self.redact(text)
+
+    def redact(self, text: str) -> str:
+        """Return the text, as it is or as JSON from ``json.dumps``, without the key."""
+        return text.replace(json.dumps(self._key)[1:-1], REDACTED).replace(self._key, REDACTED)
+
+
+class _Deadline:
+    """The moment at which a call must have ended, on the monotonic clock."""
+
+    def __init__(self, total_timeout: float) -> None:
+        self.total_timeout = total_timeout
+        self._at = time.monotonic() + total_timeout
+
+    def shorten(self, seconds: float) -> None:
+        self._at = min(self._at, time.monotonic() + seconds)
+
+    def remaining(self) -> float:
+        return self._at - time.monotonic()
+
+
+class _Deadlines(threading.local):
+    current: _Deadline | None = None
+
+
+_deadlines = _Deadlines()  # hands a call's deadline through requests and urllib3 to its socket
+
+
+class _DeadlineReader(io.RawIOBase):
+    """Reads from a socket, and lets no read last longer than the call may still take."""
+
+    def __init__(self, connection: socket.socket, deadline: _Deadline) -> None:
+        self._socket = connection
+        self._file = connection.makefile("rb", buffering=0)
+        self._read_timeout = connection.gettimeout() or math.inf
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        remaining = self._deadline.remaining()
+        if remaining <= 0:
+            raise TimeoutError("the total timeout has passed")
+        self._socket.settimeout(min(self._read_timeout, remaining))
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _DeadlineResponse(http.client.HTTPResponse):
+    """http.client's response over a _DeadlineReader: status line, headers and body."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        if _deadlines.current is not None:
+            self.fp.close()
+            self.fp = io.BufferedReader(_DeadlineReader(sock, _deadlines.current))
+
+
+class _DeadlineHTTPConnection(HTTPConnection):
+    response_class = _DeadlineResponse
+
+
+class _DeadlineHTTPSConnection(HTTPSConnection):
+    response_class = _DeadlineResponse
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _DeadlineHTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _DeadlineHTTPSConnection
+
+
+class _DeadlineAdapter(HTTPAdapter):
+    """requests' adapter with connections that keep a call's deadline, with or without a proxy."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self._use_deadlines(self.poolmanager)
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        self._use_deadlines(manager)
+        return manager
+
+    def _use_deadlines(self, manager: Any) -> None:
+        manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+class _BearerAuth(AuthBase):
+    """Sets the Authorization header. A class, so that no repr shows the key."""
+
+    def __init__(self, key: str) -> None:
+        if not isinstance(key, str) or not key:
+            raise ValueError("The API key is empty: set MISTRAL_API_KEY.")
+        if not all("!" <= char <= "~" for char in key):
+            raise ValueError(
+                "The API key contains a space, a line break or a non-ASCII character, "
+                "which no HTTP header can carry: copy it again."
+            )
+        self.key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.key}"
+        request.register_hook("response", _forget_redirect)  # type: ignore[no-untyped-call]
+        return request
+
+
+def _forget_redirect(response: requests.Response, **_: object) -> None:
+    """Drop Location: requests reads a redirect's body and parses it even if it may not follow."""
+    response.headers.pop("Location", None)
+
+
+def _check_base_url(url: str) -> tuple[str, str, bool]:
+    """Return (URL without a slash at its end, host, is it this machine?), or raise ValueError."""
+    # The URL itself is not shown: it may hold a password, or a key pasted by mistake.
+    hint = "The base URL must look like https://api.mistral.ai/v1"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError:
+        raise ValueError(f"{hint}: its host or port is not valid.") from None
+    if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
+        raise ValueError(f"{hint}: it has no https:// or no host.")
+    if parts.username is not None or "?" in url or "#" in url:
+        raise ValueError(f"{hint}: without a user name, a question mark or a #.")
+    if parts.scheme == "http" and not is_loopback(host):
+        raise ValueError("The base URL must start with https://: http would expose the key.")
+    return url.rstrip("/"), host, is_loopback(host)
+
+
+def is_loopback(host: str) -> bool:
+    """Return True if the host is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _connection_error(
+    error: Exception, host: str, deadline: _Deadline, connect: float, read: float
+) -> APIConnectionError:
+    """Name what lies under an exception of requests or urllib3, however deep it is wrapped."""
+    for reason in _causes(error):
+        if isinstance(reason, urllib3.exceptions.NewConnectionError):
+            continue  # a timeout by its class alone: what it was raised from says what it is
+        if isinstance(reason, TIMEOUTS):
+            if deadline.remaining() <= 0:
+                limit = f"the total timeout of {deadline.total_timeout:g} s"
+            else:
+                limit = f"{connect if isinstance(reason, requests.ConnectTimeout) else read:g} s"
+            return APITimeoutError(f"{host} did not respond within {limit}")
+        if isinstance(reason, socket.gaierror):
+            return APIConnectionError(f"the host {host} was not found")
+        if isinstance(reason, ConnectionRefusedError):
+            return APIConnectionError(f"{host} refused the connection")
+        if isinstance(reason, ssl.SSLError):
+            return APIConnectionError(f"no secure connection to {host}: {reason.reason}")
+        if isinstance(reason, DROPPED_CONNECTION):
+            return APIConnectionError(
+                f"{host} closed the connection before the response was complete"
+            )
+    return APIConnectionError(f"the connection to {host} failed ({type(error).__name__})")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exception, then all that it was raised from or wraps.
+
+    Never ``__context__``: that may be what the caller happens to be handling.
+    """
+    seen, waiting = set[int](), [error]
+    while waiting:
+        error = waiting.pop(0)
+        if id(error) in seen:
+            continue
+        seen.add(id(error))
+        yield error
+        wrapped = [error.__cause__, getattr(error, "reason", None), *error.args]
+        waiting += [cause for cause in wrapped if isinstance(cause, BaseException)]
