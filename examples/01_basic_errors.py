@@ -1,10 +1,10 @@
 """Example 1: Basic error handling. Catch each category of error, the specific ones first.
 
     python examples/01_basic_errors.py
-    python examples/01_basic_errors.py --faults 401,429:2     # other weather
+    python examples/01_basic_errors.py --faults 401,429:2     # inject failures
 
-What it leaves broken: an error that would be gone a second later is still an error.
-Example 2 mends that.
+What it leaves broken: a transient error, which would be gone a second later, still fails
+the call. Example 2 fixes that.
 """
 
 import logging
@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.client import MistralClient
 from examples.lesson import run_lesson
+from lib.client import MistralClient
 from lib.errors import (
     APIConnectionError,
     APIStatusError,
@@ -41,7 +41,7 @@ def main(client: MistralClient) -> None:
             print(f"  ✓ Success: {completion.content[:50]}")
 
         # From the most specific error to the most general one: Python takes the first
-        # clause that fits, so an `except MistralError` at the top would take them all.
+        # clause that matches, so an `except MistralError` at the top would catch them all.
         except AuthenticationError as error:
             print(f"  ✗ Authentication Error ({error.status_code}): {error}")
         except RateLimitError as error:
@@ -60,7 +60,7 @@ def main(client: MistralClient) -> None:
 def safe_api_call(
     client: MistralClient, messages: list[dict[str, str]], model: str = "mistral-small-latest"
 ) -> str | None:
-    """To copy: the text of the answer, or None, and the log says why."""
+    """Return the answer's text, or None; the log says why. Made to be copied."""
     try:
         return client.chat(messages, model=model).content
     except AuthenticationError:

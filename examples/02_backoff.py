@@ -1,11 +1,20 @@
-"""Example 2: Retry with exponential backoff. Most failures are gone a moment later.
+"""Example 2: Retry with exponential backoff. Most failures are transient.
 
-    python examples/02_backoff.py
     python examples/02_backoff.py --faults 503,503 --trace    # two waits, then success
     python examples/02_backoff.py --faults '503*'             # all retries exhausted
     python examples/02_backoff.py --faults 401                # an error not worth a retry
+    python examples/02_backoff.py                             # no failure, so no retry
 
-What it leaves broken: it waits only after it has been refused. Example 3 mends that.
+Each wait is twice as long as the one before, to give the service more time. In production,
+leave the jitter on: a thousand clients that fail together must not come back together.
+
+A retrier also has a budget for its retries. Each retry costs a token; successes and time
+earn tokens back. A service that is down because of too much load would otherwise get three
+times the load from three attempts per call, and stay down. When the budget is empty, the
+error is raised at once, and `on_give_up` gets the reason "retry budget exhausted".
+
+What it leaves broken: it waits only after the server has rejected a request. Example 3
+fixes that.
 """
 
 import sys
@@ -13,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from examples.lesson import has_faults_argument, print_err, run_lesson
 from lib.client import MistralClient
-from examples.lesson import run_lesson
 from lib.errors import MistralError
 from lib.retry import Retrier
 
@@ -23,11 +32,13 @@ MAX_ATTEMPTS = 3
 
 def main(client: MistralClient) -> None:
     print("=== Example 2: Retry with Exponential Backoff ===\n")
+    if not has_faults_argument():
+        print_err("No failure is injected, so nothing is retried: try --faults 503,503.")
     print("Testing retry logic:")
     retrier = Retrier(
         max_attempts=MAX_ATTEMPTS,
         base_delay=1.0,
-        jitter=False,  # so that you see 1 s, 2 s; leave it on where many clients retry
+        jitter=False,  # so that you see 1 s, 2 s; leave it on in production
         on_attempt=print_attempt,
         on_wait=print_wait,
         on_give_up=print_give_up,
@@ -51,12 +62,12 @@ def print_wait(attempt: int, error: Exception, delay: float) -> None:
 
 
 def print_give_up(attempt: int, error: Exception, reason: str) -> None:
-    if not getattr(error, "retryable", False):
+    if reason == "not retryable":
         print(f" Failed (non-retryable): {getattr(error, 'status_code', type(error).__name__)}")
-    elif attempt == MAX_ATTEMPTS:
+    elif reason == "attempts exhausted":
         print(" Failed (retryable).\n  All retries exhausted.")
     else:
-        print(" Failed (retryable, but the wait is too long).")
+        print(f" Failed (retryable). Giving up: {reason}.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Example 3: Rate limits. Send no faster than you may, and wait when you are told to.
+"""Example 3: Rate limits. Stay under the limit, and wait when the server tells you to.
 
     python examples/03_rate_limits.py --trace
     python examples/03_rate_limits.py --faults 429:2 --trace  # the server asks for 2 s
-    python examples/03_rate_limits.py --faults 429            # it refuses, but not for how long
+    python examples/03_rate_limits.py --faults 429            # a 429 without a Retry-After
 
-What it leaves broken: it goes on calling a service that is down. Example 4 mends that.
+What it leaves broken: it goes on calling a service that is down. Example 4 fixes that.
 """
 
 import json
@@ -15,14 +15,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.client import ChatCompletion, MistralClient
 from examples.lesson import run_lesson
+from lib.client import ChatCompletion, MistralClient
 from lib.errors import MistralError, RateLimitError
 from lib.rate_limiter import RateLimiter
 
 REQUESTS_PER_MINUTE = 60
-WAIT_IF_NOT_TOLD = 1.0  # seconds; many 429s come without a Retry-After
-LONGEST_WAIT = 60.0  # seconds; a server that asks for a day gets an error instead
+DEFAULT_WAIT = 1.0  # seconds; many 429s come without a Retry-After
+MAX_WAIT = 60.0  # seconds; if the server asks for a day, the call fails instead
 
 
 def main(client: MistralClient) -> None:
@@ -42,21 +42,21 @@ def main(client: MistralClient) -> None:
 
 
 def paced_chat(client: MistralClient, limiter: RateLimiter, prompt: str) -> ChatCompletion:
-    """Wait for the next slot, then ask; if the server still says 429, wait once more and ask."""
+    """Wait for the next slot, then call; after a 429, wait as told and call once more."""
     messages = [{"role": "user", "content": prompt}]
     wait = limiter.reserve()
     if wait > 0:
-        shown = math.ceil(wait * 2) / 2  # up to half a second: never announce less than it is
+        shown = math.ceil(wait * 2) / 2  # rounded up to half a second
         print(f"Rate limiting: waiting {shown:g}s")
         time.sleep(wait)
     try:
         return client.chat(messages, max_tokens=5)
     except RateLimitError as error:
-        seconds = WAIT_IF_NOT_TOLD if error.retry_after is None else error.retry_after
-        if seconds > LONGEST_WAIT:
+        seconds = DEFAULT_WAIT if error.retry_after is None else error.retry_after
+        if seconds > MAX_WAIT:
             raise
         print(f"Rate limited. Waiting {seconds:g} seconds...")
-        limiter.pause(seconds)  # everyone who shares the limiter waits, not this request alone
+        limiter.pause(seconds)  # every caller that shares the limiter waits, not only this one
         limiter.acquire()
         return client.chat(messages, max_tokens=5)
 

@@ -1,9 +1,9 @@
-"""Example 4: Circuit breaker. Leave a service alone that is down, then ask carefully.
+"""Example 4: Circuit breaker. Stop calling a service that is down, then probe it carefully.
 
-    python examples/04_circuit_breaker.py --trace             # request 4 never arrives
+    python examples/04_circuit_breaker.py --trace             # request 4 is never sent
     python examples/04_circuit_breaker.py --faults '503*'     # the probe fails too
 
-What it leaves broken: the user still gets no answer. Example 5 mends that.
+What it leaves broken: the user still gets no answer. Example 5 fixes that.
 """
 
 import sys
@@ -13,12 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from examples.lesson import run_lesson
 from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
 from lib.client import MistralClient
-from examples.lesson import run_lesson
 from lib.errors import MistralError
 
-RECOVERY_TIMEOUT = 1.0  # seconds; a minute is usual, a lesson is in a hurry
+RECOVERY_TIMEOUT = 1.0  # seconds; a minute is usual
 
 
 def main(client: MistralClient) -> None:

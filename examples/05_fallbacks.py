@@ -1,10 +1,10 @@
-"""Example 5: Fallback strategies. A smaller model, or an honest sentence, beats an error.
+"""Example 5: Fallback strategies. Return a simpler answer instead of an error.
 
     python examples/05_fallbacks.py
     python examples/05_fallbacks.py --faults 503              # the smaller model answers
     python examples/05_fallbacks.py --faults 401              # an error that no fallback may hide
 
-What it leaves broken: nobody learns that the primary fails. Example 6 mends that.
+What it leaves broken: nobody learns that the primary fails. Example 6 fixes that.
 """
 
 import sys
@@ -13,19 +13,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.client import MistralClient
 from examples.lesson import run_lesson
-from lib.errors import (
-    AuthenticationError,
-    BadRequestError,
-    MistralError,
-    UnprocessableEntityError,
-)
-from lib.fallback import AllStrategiesFailedError, FallbackHandler
+from lib.client import MistralClient
+from lib.errors import MistralError, NotFoundError
+from lib.fallback import AllStrategiesFailedError, FallbackHandler, is_client_error
 
 Context = dict[str, Any]
-
-UNKNOWN_MODEL = "1500"  # the real API's code, with a 400
 
 
 def main(client: MistralClient) -> None:
@@ -42,10 +35,11 @@ def main(client: MistralClient) -> None:
         return client.chat(context["messages"], model="mistral-small-latest", max_tokens=50).content
 
     def cached_response(context: Context) -> str:
+        # The tutorial calls this a cached response; it is a canned apology.
         print("  Trying fallback 2 (cached response)...")
         return "Service temporarily unavailable. Please try again later."
 
-    handler = FallbackHandler(stop_on=is_our_own_mistake)
+    handler = FallbackHandler(stop_on=must_not_be_hidden)
     handler.add_strategy("primary", primary, priority=100)
     handler.add_strategy("fallback1", smaller_model, priority=50)
     handler.add_strategy("fallback2", cached_response, priority=10)
@@ -61,11 +55,9 @@ def main(client: MistralClient) -> None:
     print()
 
 
-def is_our_own_mistake(error: Exception) -> bool:
-    """A wrong key or request, which every strategy would meet again, or hide for ever."""
-    if isinstance(error, BadRequestError):
-        return error.code != UNKNOWN_MODEL  # another model may well be known
-    return isinstance(error, (AuthenticationError, UnprocessableEntityError))
+def must_not_be_hidden(error: Exception) -> bool:
+    """Return True for a mistake in the request or the key; another model may still exist."""
+    return is_client_error(error) and not isinstance(error, NotFoundError)
 
 
 if __name__ == "__main__":

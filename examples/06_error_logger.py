@@ -1,10 +1,10 @@
-"""Example 6: Error logging and monitoring. What is not written down cannot be mended.
+"""Example 6: Error logging and monitoring. You can't fix what you didn't log.
 
     python examples/06_error_logger.py                        # simulated: nothing is sent
     python examples/06_error_logger.py --faults ok,503,401    # six real calls, and an alert
 
 The log is a file of JSON lines, `mistral_errors.log` beside the README; MISTRAL_LOG_FILE
-names another. This is the last lesson; lib/resilient_client.py puts them all together.
+names another. This is the last lesson; lib/resilient_client.py puts all of them together.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from examples.lesson import has_faults_argument, log_file, run_lesson
 from lib.client import MistralClient
-from examples.lesson import log_file, run_lesson
 from lib.error_logger import ErrorLogger
 from lib.errors import APITimeoutError, MistralError, RateLimitError
 
@@ -36,10 +36,17 @@ Error handling best practices:
 
 def main(client: MistralClient) -> None:
     print("=== Example 6: Error Logging and Monitoring ===\n")
+    if has_faults_argument():
+        log_real_calls(client)
+    else:
+        log_simulated_results()
+
+
+def log_simulated_results() -> None:
     logger = ErrorLogger(log_file())
 
     print("Testing error logging:")
-    for kind, error in [  # four results that a day may bring; no request is sent
+    for kind, error in [  # four results that a day may bring
         ("chat", None),
         ("chat", APITimeoutError("Network timeout")),
         ("embedding", None),
@@ -50,13 +57,12 @@ def main(client: MistralClient) -> None:
 
     print_metrics(logger)
     print(SUMMARY)
-    if logger.lost:
-        sys.exit(1)  # a program of yours would go on; a lesson on logs has failed without one
+    if logger.dropped_records:
+        sys.exit(1)  # your program would go on; a lesson on logs has failed without one
 
 
-def storm(client: MistralClient) -> None:
-    """The same logger around real calls, its lines read back, and the alarm."""
-    print("=== Example 6: Error Logging and Monitoring ===\n")
+def log_real_calls(client: MistralClient) -> None:
+    """Log six calls that may fail, alert on the failure rate, and read the log back."""
     path = Path(log_file())
     already_there = 0
     with contextlib.suppress(OSError):
@@ -72,7 +78,7 @@ def storm(client: MistralClient) -> None:
             error = caught
         print(f"  Logged: chat - {'Failed' if error else 'Success'}")
         logger.log_request("chat", error is None, error, {"number": number})
-    if logger.lost:
+    if logger.dropped_records:
         sys.exit(1)
 
     print("\nThe log, read back:")
@@ -103,4 +109,4 @@ def print_metrics(logger: ErrorLogger) -> None:
 
 
 if __name__ == "__main__":
-    run_lesson(main, storm=storm)
+    run_lesson(main)

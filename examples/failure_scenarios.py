@@ -1,10 +1,10 @@
-"""Failure scenarios: the same examples, and what each does when the API fails in its own way.
+"""Failure scenarios: every example under the faults that teach most.
 
-    python examples/failure_scenarios.py        # all of them
+    python examples/failure_scenarios.py        # all of them, in half a minute
     python examples/failure_scenarios.py 02     # those of example 2
 
-Each line of SCENARIOS is a command that you can run by itself; what it must print stands
-under tests/expected/failure_scenarios/.
+Each line of SCENARIOS is a command that you can run by itself; what it prints is in
+tests/expected/failure_scenarios/.
 """
 
 import subprocess
@@ -12,11 +12,15 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from examples.lesson import CLOSED_PIPE, INTERRUPTED, UsageError, run_command
+
 EXAMPLES = Path(__file__).resolve().parent
 
 
 class Scenario(NamedTuple):
-    """An example, its weather, and the name of its transcript."""
+    """An example, its fault script, and the name of its transcript."""
 
     script: str
     faults: str
@@ -32,6 +36,8 @@ SCENARIOS = (
     Scenario("02_backoff", "503*", "02_gives_up"),
     Scenario("02_backoff", "401", "02_does_not_retry"),
     Scenario("02_backoff", "429:2,drop", "02_waits_as_told"),
+    Scenario("02_backoff", "noquota", "02_permanent_429"),
+    Scenario("02_backoff", "drip:0.2", "02_drips"),
     Scenario("03_rate_limits", "429:2", "03_waits_as_told"),
     Scenario("03_rate_limits", "429", "03_is_not_told"),
     Scenario("03_rate_limits", "429:2,429:2", "03_refused_twice"),
@@ -45,23 +51,21 @@ SCENARIOS = (
 )
 
 
-def main() -> None:
-    chosen = [scenario for scenario in SCENARIOS if scenario.script.startswith(tuple(sys.argv[1:]) or "")]
+def main() -> int:
+    chosen = [item for item in SCENARIOS if item.script.startswith(tuple(sys.argv[1:]) or "")]
     if not chosen:
-        print("Which example? Give its number, 01 to 06, or none for all.", file=sys.stderr)
-        sys.exit(2)
+        raise UsageError("Which example? Give its number, 01 to 06, or none for all.")
     for scenario in chosen:
         print(f"$ python examples/{scenario.script}.py --faults '{scenario.faults}'", flush=True)
-        script = EXAMPLES / f"{scenario.script}.py"
-        child = subprocess.run([sys.executable, script, "--faults", scenario.faults], check=False)
-        if child.returncode in (130, 141):  # Ctrl-C, or nobody reads on
-            sys.exit(child.returncode)
-        if child.returncode:
-            sys.exit(f"{scenario.script} ended with {child.returncode} in the weather {scenario.faults}")
+        script = str(EXAMPLES / f"{scenario.script}.py")
+        command = [sys.executable, script, "--faults", scenario.faults]
+        code = subprocess.run(command, check=False).returncode
+        if code in (INTERRUPTED, CLOSED_PIPE):
+            return code
+        if code:
+            raise UsageError(f"{scenario.script} ended with {code} under {scenario.faults}")
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)

@@ -1,8 +1,7 @@
-# SPDX-License-Identifier: MIT-0
-"""What every example needs and none is about: arguments, settings, which API, the console.
+"""What every script needs: arguments, settings, which API to talk to, the console.
 
-An example ends with ``run_lesson(main)``: it gets a client and prints its lesson.
-With no key the client talks to a mock server in this process, with a key to the API.
+A lesson ends with ``run_lesson(main)``: ``main`` gets a client and prints the lesson. With
+no key the client talks to a mock server in this process, with a key to the real API.
 stdout holds the lesson and nothing else; all the rest goes to stderr.
 """
 
@@ -16,111 +15,138 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import requests
 from dotenv import dotenv_values
 
-from lib.client import DEFAULT_BASE_URL, MAX_TIMEOUT, MistralClient
+from examples.timeline import timeline
+from lib.client import DEFAULT_BASE_URL, MAX_TIMEOUT, ChatCompletion, MistralClient
 from lib.errors import APIConnectionError, APITimeoutError, MistralError, explain
-from lib.mock_server import VOCABULARY, LoggedRequest, MockServer
+from lib.mock_server import FAULT_SYNTAX, MockServer
+from lib.transport import is_loopback
 
 Lesson = Callable[[MistralClient], None]
 
 ROOT = Path(__file__).resolve().parents[1]
 OFFLINE_TIMEOUT = 2.0  # seconds; nobody wants to watch a lesson on timeouts for a minute
 LIVE_TIMEOUT = 60.0
-PLAIN_SYMBOLS = {"✓": "+", "✗": "x"}
+PLAIN_SYMBOLS = {"✓": "+", "✗": "x", "█": "#"}
+
+FAILED, WRONG_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141  # exit codes, beside 0
 
 
-def run_lesson(lesson: Lesson, *, faults: str = "", storm: Lesson | None = None) -> NoReturn:
-    """Run a lesson as a command, and exit: 0, 1 (failed), 2 (wrong input) or 130 (Ctrl-C).
+class UsageError(Exception):
+    """The user's input cannot be right; the message says what to do."""
 
-    ``faults`` is the mock server's weather where the user asks for none; ``storm`` is
-    run in the lesson's place where the user asks for some.
+
+def run_lesson(lesson: Lesson, *, faults: str = "") -> NoReturn:
+    """Run a lesson as a command, and exit.
+
+    ``faults`` is the fault script that it needs offline if the user gives none.
     """
+
+    def main() -> int:
+        options = parse_arguments()
+        client = _live_client(options)
+        if client is None:
+            _run_offline(lesson, faults if options.faults is None else options.faults, options)
+            return 0
+        if faults:
+            print_err("This lesson relies on simulated failures, which only --offline shows.")
+        if options.trace:
+            print_err("--trace shows the mock server's log: add --offline.")
+        with client:
+            lesson(client)
+        return _fail(explain(client.unreached), FAILED) if client.unreached else 0
+
+    run_command(main)
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run ``main`` and exit with its code; for a user's mistake, one sentence and no traceback."""
     prepare_console()
     try:
-        options = _parse_arguments()
-        if storm and options.faults is not None:
-            lesson = storm
-        key = setting("MISTRAL_API_KEY")
-        if key and not options.offline and options.faults is None:
-            code = _run_live(lesson, faults, key, options)
-        else:
-            code = _run_offline(lesson, faults, options)
+        code = main()
         if sys.stdout:
             sys.stdout.flush()
+    except UsageError as error:
+        code = _fail(str(error), WRONG_INPUT)
+    except MistralError as error:
+        code = _fail(explain(error), FAILED)
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
     except OSError as error:
         if error.filename is not None:
-            raise  # a file of the lesson's own: stdout has no name
-        code = _stdout_is_gone(error)
-    except MistralError as error:
-        code = _fail(explain(error), 1)
+            raise  # a file of the script's own: stdout has no name
+        code = _after_stdout_failed(error)
     sys.exit(code)
 
 
+def has_faults_argument() -> bool:
+    """Return True if the user gives a fault script."""
+    return parse_arguments().faults is not None
+
+
 def setting(name: str, default: str = "") -> str:
-    """A setting from the environment or, if it isn't there, from the ``.env`` file."""
+    """Return a setting from the environment or, if it isn't there, from the ``.env`` file."""
     value = os.environ[name] if name in os.environ else _env_file().get(name)
     return value or default
 
 
 def log_file() -> str:
-    """Where the examples write their log."""
+    """Return the path of the examples' log."""
     return setting("MISTRAL_LOG_FILE", str(ROOT / "mistral_errors.log"))
 
 
-def _run_live(lesson: Lesson, faults: str, key: str, options: argparse.Namespace) -> int:
-    base_url = setting("MISTRAL_BASE_URL", DEFAULT_BASE_URL)
-    try:
-        client = _LiveClient(key, base_url=base_url, timeout=(5.0, _timeout(LIVE_TIMEOUT)))
-    except ValueError as error:
-        return _fail(str(error), 2)
-    _say(f"Live: requests go to {base_url}, which may charge for them; --offline is free.")
-    if faults:
-        _say("The weather of this lesson is the mock server's: --offline shows it.")
-    if options.trace:
-        _say("--trace shows the mock server's view: add --offline.")
-    with client:
-        lesson(client)
-    return _fail(explain(client.unreached), 1) if client.unreached else 0
+def print_err(sentence: str) -> None:
+    """Print a sentence on stderr, if there is one."""
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr)
 
 
-def _run_offline(lesson: Lesson, faults: str, options: argparse.Namespace) -> int:
-    try:
-        timeout = _timeout(OFFLINE_TIMEOUT)
-        server = MockServer(faults if options.faults is None else options.faults)
-    except ValueError as error:
-        return _fail(str(error), 2)
-    hint = "" if setting("MISTRAL_API_KEY") else "; with MISTRAL_API_KEY, the real API does"
-    _say(f"Offline: a mock server at {server.url} answers{hint}.")
-    with server, MistralClient("no-key", base_url=server.url, timeout=timeout) as client:
-        try:
-            lesson(client)
-        finally:
-            if options.trace:
-                _print_trace(server.log)
-    return 0
+def prepare_console() -> None:
+    """Print what the console can't show as plain ASCII, and each line when it is finished."""
+    codecs.register_error("plain_symbols", _plain_symbols)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain_symbols", line_buffering=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line on stderr."""
+        self.exit(WRONG_INPUT, f"{self.prog}: {message}; see --help\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the options that every lesson takes."""
+    docstring = sys.modules["__main__"].__doc__ or ""
+    parser = Parser(description=docstring.partition("\n\n")[0])
+    script = f"what happens to each request, a word per request: {FAULT_SYNTAX}"
+    parser.add_argument("--faults", metavar="SCRIPT", help=script.replace("%", "%%"))
+    parser.add_argument("--offline", action="store_true", help="use no key, even if there is one")
+    parser.add_argument("--trace", action="store_true", help="end with the mock server's log")
+    return parser.parse_args()
 
 
 class _LiveClient(MistralClient):
-    """Knows at the end whether the API could be reached at all."""
+    """Knows whether its last chat reached the API at all: a lesson prints errors and goes on."""
 
     unreached: APIConnectionError | None = None
 
-    @contextlib.contextmanager
-    def _exchange(
-        self, method: str, path: str, payload: dict[str, Any] | None
-    ) -> Iterator[requests.Response]:
+    def chat(self, *args: Any, **kwargs: Any) -> ChatCompletion:
         self.unreached = None
         try:
-            with super()._exchange(method, path, payload) as response:
-                yield response
+            return super().chat(*args, **kwargs)
         except APIConnectionError as error:
             too_slow = isinstance(error, APITimeoutError)  # but there, if it let us connect
             if not too_slow or isinstance(error.__cause__, requests.ConnectTimeout):
@@ -128,25 +154,43 @@ class _LiveClient(MistralClient):
             raise
 
 
-def _print_trace(log: list[LoggedRequest]) -> None:
-    _say(f"The server's view: {len(log) or 'no'} request{'s' * (len(log) != 1)}.")
-    for request in log:
-        since_first = request.arrived - log[0].arrived
-        _say(f"{since_first:7.2f} s  {request.method} {request.path} -> {request.answer}")
+def _live_client(options: argparse.Namespace) -> _LiveClient | None:
+    """Return a client of the real API, or None if the lesson runs offline."""
+    base_url = setting("MISTRAL_BASE_URL", DEFAULT_BASE_URL)
+    key = setting("MISTRAL_API_KEY")
+    if not key and is_loopback(urlsplit(base_url).hostname or ""):
+        key = "no-key"  # a server on this machine needs none
+    if not key or options.offline or options.faults is not None:
+        return None
+    try:
+        client = _LiveClient(key, base_url=base_url, timeout=(5.0, _timeout(LIVE_TIMEOUT)))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    print_err(f"Live: requests go to {base_url}, which may charge for them; --offline is free.")
+    return client
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = _Parser(allow_abbrev=False)
-    weather = f"the mock server's weather, one word a request: {VOCABULARY}"
-    parser.add_argument("--faults", metavar="SCRIPT", help=weather)
-    parser.add_argument("--offline", action="store_true", help="use no key, even if there is one")
-    parser.add_argument("--trace", action="store_true", help="end with the mock server's view")
-    return parser.parse_args()
+def _run_offline(lesson: Lesson, faults: str, options: argparse.Namespace) -> None:
+    timeout = _timeout(OFFLINE_TIMEOUT)
+    try:
+        server = MockServer(faults)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not os.environ.get("MISTRAL_NO_NOTICE"):  # `make run-all` says it once
+        hint = "" if setting("MISTRAL_API_KEY") else " Set MISTRAL_API_KEY to call the real API."
+        print_err(f"Offline: using a local mock server ({server.url}).{hint}")
+    try:
+        with (
+            server,
+            MistralClient(
+                "no-key", base_url=server.url, timeout=timeout, total_timeout=timeout + 2
+            ) as client,
+        ):
+            lesson(client)
+    finally:
+        if options.trace:
+            for line in timeline(server.log):
+                print_err(line)
 
 
 def _timeout(default: float) -> float:
@@ -154,7 +198,7 @@ def _timeout(default: float) -> float:
     with contextlib.suppress(ValueError):
         if 0 < float(text) <= MAX_TIMEOUT:
             return float(text)
-    raise ValueError("MISTRAL_TIMEOUT must be a number of seconds above 0, for example 60")
+    raise UsageError("MISTRAL_TIMEOUT must be a number of seconds > 0, for example 60.")
 
 
 @functools.cache
@@ -166,25 +210,17 @@ def _env_file() -> dict[str, str | None]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        sys.exit(_fail(f"{path} can't be read ({reason}): mend it or remove it.", 2))
+        raise UsageError(f"{path} can't be read ({reason}): fix it or remove it.") from None
     return dict(dotenv_values(stream=io.StringIO(text), interpolate=False))
 
 
-def prepare_console() -> None:
-    """Print what the console can't show as plain ASCII, and each line when it is finished."""
-    codecs.register_error("plain_symbols", _plain_symbols)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="plain_symbols", line_buffering=True)
-
-
-def _stdout_is_gone(error: OSError) -> int:
-    """The exit code; what is still unwritten goes nowhere, or Python would complain at exit."""
+def _after_stdout_failed(error: OSError) -> int:
+    """Return the exit code; send what is still unwritten nowhere, or Python would complain."""
     if sys.stdout:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL):
-        return 141  # who reads our output (head -1) has seen enough
-    return _fail(f"The output can't be written ({error.strerror or error}).", 1)
+        return CLOSED_PIPE  # the program that reads our output, such as head -1, has ended
+    return _fail(f"The output can't be written ({error.strerror or error}).", FAILED)
 
 
 def _plain_symbols(error: UnicodeError) -> tuple[str, int]:
@@ -194,10 +230,5 @@ def _plain_symbols(error: UnicodeError) -> tuple[str, int]:
 
 
 def _fail(sentence: str, code: int) -> int:
-    _say(sentence)
+    print_err(sentence)
     return code
-
-
-def _say(sentence: str) -> None:
-    with contextlib.suppress(OSError):
-        print(sentence, file=sys.stderr)

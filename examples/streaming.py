@@ -1,20 +1,19 @@
-"""Streaming: a long answer word by word, and why a broken one can't be blindly retried.
+"""Streaming: a long answer piece by piece, and why a broken stream can't just be retried.
 
     python examples/streaming.py
     python examples/streaming.py --faults drop,drop --trace   # broken before the first word
 
-A stream needs no long timeout: the limit holds for the silence between two pieces. But
-it can break half way, when your reader has seen the first half.
+A stream needs no long read timeout: the limit holds for the silence between two pieces. But
+it can break off in the middle, when your reader has already seen the first half.
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lib.client import MistralClient
 from examples.lesson import run_lesson
+from lib.client import ChatStream, MistralClient
 from lib.errors import APIStreamBrokenError, MistralError
 from lib.retry import Retrier
 
@@ -28,8 +27,8 @@ def main(client: MistralClient) -> None:
         try:
             print_stream(client)
         except APIStreamBrokenError as error:
-            # A retry would print the beginning twice, in other words the second time, and
-            # be paid for twice. So: keep the text, say so, and let the reader decide.
+            # A retry would print the beginning again, in other words, and cost twice. So keep
+            # the text, say what happened, and let the reader decide.
             print(f"\n  ✗ Broken off after {len(error.partial_text)} characters: {error}")
             print(f"  Kept: {error.partial_text!r}")
         except MistralError as error:
@@ -38,15 +37,15 @@ def main(client: MistralClient) -> None:
 
 
 def print_stream(client: MistralClient) -> None:
-    """Print the pieces as they come; only what fails before the first one is retried."""
+    """Print the pieces as they come; only a failure before the first one is retried."""
 
-    def begin() -> tuple[str, Iterator[str]]:
-        pieces = client.stream(HELLO)
-        return next(pieces, ""), pieces
+    def first_piece() -> tuple[str, ChatStream]:
+        stream = client.stream(HELLO)
+        return next(stream, ""), stream
 
-    first, pieces = Retrier(base_delay=0.1).call(begin)
+    first, stream = Retrier(base_delay=0.1).call(first_piece)
     print(first, end="", flush=True)
-    for piece in pieces:
+    for piece in stream:
         print(piece, end="", flush=True)
     print()
 

@@ -74,7 +74,7 @@ class ErrorLogger:
 
     A record is one write to a file opened for appending, which POSIX keeps whole
     among many writers. A log that can't be written never breaks the caller: the
-    record is counted in ``lost`` and the trouble said once on stderr. ``secrets``
+    record is counted in ``dropped_records`` and the trouble said once on stderr. ``secrets``
     are blotted out wherever they occur, as are bearer tokens, passwords in URLs and
     what is named like a key.
 
@@ -97,7 +97,7 @@ class ErrorLogger:
         if not (isinstance(alert_window, int) and alert_window >= 1):
             raise ValueError(f"alert_window must be a whole number from 1, not {alert_window!r}")
         self.path = os.fspath(path)
-        self.lost = 0
+        self.dropped_records = 0
         self._alert = alert
         self._alert_threshold = alert_threshold
         self._alerted = False
@@ -190,8 +190,8 @@ class ErrorLogger:
             trouble = "the disk is full"
         except (OSError, ValueError) as error:
             trouble = getattr(error, "strerror", None) or str(error)
-        self.lost += 1
-        return trouble if self.lost == 1 else ""
+        self.dropped_records += 1
+        return trouble if self.dropped_records == 1 else ""
 
     def _to_json(self, record: dict[str, Any]) -> str:
         """The record as one line of ASCII, without secrets."""

@@ -1,33 +1,37 @@
 # SPDX-License-Identifier: MIT-0
-"""Put together: a client that retries, guards, paces and logs. A fallback goes around it.
+"""All helpers together: a client that retries, protects, paces and logs.
 
-    log( retry( breaker( limiter( call ))))
+    log( retry( breaker( limiters( call ))))
 
-The order matters. Each attempt passes the breaker, so an open circuit ends the retries
-at once. The limiter is inside the breaker, so a refused call uses no slot, and inside
-the retry, so a retry waits for its turn like everybody. The log is outside: one line a
-request, however many attempts it took.
+The order matters. Each attempt passes the breaker, so an open circuit ends the retries at
+once; if the breaker wrapped the retries, it would see one failure per series. The limiters
+are inside the breaker, so a rejected call uses no slot, and inside the retry, so each
+attempt waits for its turn. The log is outside: one line per request, however many attempts
+it took. A fallback goes around all of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from .circuit_breaker import CircuitBreaker
-from .client import ChatCompletion, MistralClient
+from .client import ChatCompletion, ChatStream, Limits, MistralClient, Usage
 from .error_logger import ErrorLogger
-from .errors import APIConnectionError, APIResponseValidationError, MistralError, RateLimitError
+from .errors import APIStatusError, RateLimitError
 from .rate_limiter import RateLimiter
 from .retry import Retrier
+from .token_limiter import TokenLimiter, TokenReservation, estimate_tokens
 
 T = TypeVar("T")
 
 MAX_REMEMBERED_ERRORS = 100
+MIN_SECONDS_FOR_A_CALL = 0.01  # a timeout must be above 0
 
 
 class RememberedError(TypedDict):
@@ -40,9 +44,12 @@ class RememberedError(TypedDict):
 
 
 class ResilientMistralClient:
-    """A client and its helpers, each of which you may bring yourself; safe for threads.
+    """A client and its helpers, each of which you may bring yourself.
 
-    ``error_log`` holds the last 100 failed attempts, the recovered ones too.
+    Nothing is paced unless you bring a ``limiter`` (requests per minute) or a
+    ``token_limiter``. The retrier's ``total_timeout`` bounds a request with all its attempts
+    and waits: each attempt gets no more time than is left. ``error_log`` holds the last 100
+    failed attempts, also of requests that recovered. Thread-safe.
     """
 
     def __init__(
@@ -52,12 +59,14 @@ class ResilientMistralClient:
         retrier: Retrier | None = None,
         breaker: CircuitBreaker | None = None,
         limiter: RateLimiter | None = None,
+        token_limiter: TokenLimiter | None = None,
         logger: ErrorLogger | None = None,
     ) -> None:
         self.client = client
         self.retrier = retrier or Retrier()
-        self.breaker = breaker or CircuitBreaker("mistral-api", counts_as_failure=is_unhealthy)
-        self.limiter = limiter or RateLimiter()
+        self.breaker = breaker or CircuitBreaker("mistral-api")
+        self.limiter = limiter
+        self.token_limiter = token_limiter
         self.logger = logger or ErrorLogger()
         self._errors: deque[RememberedError] = deque(maxlen=MAX_REMEMBERED_ERRORS)
         self._lock = threading.Lock()
@@ -67,14 +76,53 @@ class ResilientMistralClient:
         messages: Sequence[Mapping[str, Any]],
         *,
         model: str = "mistral-small-latest",
+        max_tokens: int | None = None,
         **parameters: Any,
     ) -> ChatCompletion:
-        """``MistralClient.chat``, made resilient. Raises what ``request`` raises."""
-        return self.request(
-            lambda client: client.chat(messages, model=model, **parameters),
-            {"model": model},
-            type="chat",
-        )
+        """Call ``MistralClient.chat``, made resilient. Raises what ``request`` raises."""
+
+        def operation(client: MistralClient) -> ChatCompletion:
+            return client.chat(messages, model=model, max_tokens=max_tokens, **parameters)
+
+        request = _Request(self, "chat", {"model": model})
+        request.tokens = self._estimate(messages, max_tokens)
+        with request.logged():
+            return self._attempts(request, operation)
+
+    def stream(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        model: str = "mistral-small-latest",
+        max_tokens: int | None = None,
+        **parameters: Any,
+    ) -> Generator[str, None, None]:
+        """Yield the completion's text as it comes; nothing is sent before the first piece.
+
+        Until the first piece it is retried like a chat. Then it is committed: a failure is
+        an APIStreamBrokenError, since a retry would repeat what the reader has seen. Its
+        tokens are settled and its log line is written when it ends or the reader stops.
+        """
+        request = _Request(self, "stream", {"model": model})
+        request.tokens = self._estimate(messages, max_tokens)
+
+        def first_piece(client: MistralClient) -> tuple[ChatStream, str]:
+            stream = client.stream(messages, model=model, max_tokens=max_tokens, **parameters)
+            return stream, next(stream, "")
+
+        with request.logged():
+            stream, piece = self._attempts(request, first_piece)
+            with contextlib.closing(stream):
+                try:
+                    while piece:
+                        yield piece
+                        piece = next(stream, "")
+                except Exception as error:
+                    request.remember(error)
+                    with contextlib.suppress(Exception):
+                        self.breaker.call(_raising(error))  # late, but news for the breaker
+                    raise
+                request.settle(stream.usage, stream.limits)
 
     def request(
         self,
@@ -83,38 +131,17 @@ class ResilientMistralClient:
         *,
         type: str = "request",
     ) -> T:
-        """The result of ``operation(client)``, retried, guarded, paced and logged.
+        """Return the result of ``operation(client)``, retried, protected, paced and logged.
 
-        ``context`` goes to the log, with the number of attempts that were sent. Raises
-        the last attempt's own error, CircuitOpenError where the circuit is open, or
-        TimeoutError where the limiter has no slot within the retrier's deadline.
+        ``context`` goes to the log, with the number of attempts that were sent. Raises the
+        last attempt's own error, CircuitOpenError while the circuit is open, or the
+        limiter's timeout if no slot comes within the retrier's total timeout.
 
-        The operation must be over when it returns: of a stream, return the joined text.
+        The operation must be over when it returns: for a stream, call ``stream``.
         """
-        attempts_sent = 0
-        begun, deadline = time.monotonic(), self.retrier.total_timeout
-        known: dict[str, Any] = dict(context or {})
-
-        def call() -> T:
-            nonlocal attempts_sent
-            left = None if deadline is None else max(0.0, begun + deadline - time.monotonic())
-            self.limiter.acquire(left)
-            attempts_sent += 1
-            try:
-                return operation(self.client)
-            except Exception as error:
-                self._remember(error, known)
-                if isinstance(error, RateLimitError):
-                    self._pause(error.retry_after)
-                raise
-
-        try:
-            result = self.retrier.call(lambda: self.breaker.call(call))
-        except Exception as error:
-            self.logger.log_request(type, False, error, {**known, "attempts": attempts_sent})
-            raise
-        self.logger.log_request(type, True, None, {**known, "attempts": attempts_sent})
-        return result
+        request = _Request(self, type, dict(context or {}))
+        with request.logged():
+            return self._attempts(request, operation)
 
     @property
     def error_log(self) -> list[RememberedError]:
@@ -122,24 +149,107 @@ class ResilientMistralClient:
         with self._lock:
             return list(self._errors)
 
-    def _pause(self, seconds: float | None) -> None:
-        """Hold back all who share the limit, so that they needn't be refused to learn of it."""
-        if seconds is not None and 0 <= seconds < math.inf:
-            self.limiter.pause(min(seconds, self.retrier.max_retry_after))
+    def __repr__(self) -> str:
+        parts = (self.client, self.retrier, self.breaker, self.limiter, self.token_limiter)
+        return f"ResilientMistralClient({', '.join(repr(part) for part in parts if part)})"
 
-    def _remember(self, error: Exception, context: dict[str, Any]) -> None:
+    def _attempts(self, request: _Request, operation: Callable[[MistralClient], T]) -> T:
+        return self.retrier.call(lambda: self.breaker.call(lambda: request.attempt(operation)))
+
+    def _estimate(self, messages: Sequence[Mapping[str, Any]], max_tokens: int | None) -> int:
+        try:
+            return estimate_tokens(messages, max_tokens)
+        except (AttributeError, TypeError):
+            return 0  # the client will say what is wrong with the messages
+
+
+class _Request:
+    """One request: its attempts, its tokens, and its line in the log."""
+
+    def __init__(self, owner: ResilientMistralClient, type: str, context: dict[str, Any]) -> None:
+        self.tokens = 0
+        self._owner = owner
+        self._type = type
+        self._context = context
+        self._attempts_sent = 0
+        self._reservation: TokenReservation | None = None
+        total_timeout = owner.retrier.total_timeout
+        self._deadline = None if total_timeout is None else time.monotonic() + total_timeout
+
+    @contextlib.contextmanager
+    def logged(self) -> Iterator[None]:
+        """Write one line for the request. Ctrl-C and a cancelled task leave none."""
+        try:
+            yield
+        except GeneratorExit:  # the reader of a stream stopped, and got what it wanted
+            self._log(None)
+            raise
+        except Exception as error:
+            self._log(error)
+            raise
+        else:
+            self._log(None)
+
+    def attempt(self, operation: Callable[[MistralClient], T]) -> T:
+        """Wait for the limiters, then call."""
+        owner = self._owner
+        if owner.limiter is not None:
+            owner.limiter.acquire(self._seconds_left())
+        if owner.token_limiter is not None:
+            self._reservation = owner.token_limiter.reserve(self.tokens, self._seconds_left())
+        client, seconds_left = owner.client, self._seconds_left()
+        if seconds_left is not None:
+            client = client.with_options(total_timeout=max(seconds_left, MIN_SECONDS_FOR_A_CALL))
+        self._attempts_sent += 1
+        try:
+            result = operation(client)
+        except Exception as error:
+            self.remember(error)
+            self._after_error(error)
+            raise
+        if isinstance(result, ChatCompletion):
+            self.settle(result.usage, result.limits)
+        return result
+
+    def settle(self, usage: Usage | None, limits: Limits) -> None:
+        """Correct the tokens that were reserved; without a usage, the estimate stays spent."""
+        if self._owner.token_limiter is None:
+            return
+        if usage is not None and self._reservation is not None:
+            self._reservation.settle(max(0, usage.total_tokens))
+        self._owner.token_limiter.observe(limits)
+
+    def remember(self, error: Exception) -> None:
+        """Add a failed attempt to the error log."""
         entry: RememberedError = {
             "type": error.__class__.__name__,
             "message": str(error),
-            "context": context,
+            "context": self._context,
             "timestamp": time.time(),
         }
-        with self._lock:
-            self._errors.append(entry)
+        with self._owner._lock:
+            self._owner._errors.append(entry)
+
+    def _log(self, error: Exception | None) -> None:
+        context = {**self._context, "attempts": self._attempts_sent}
+        self._owner.logger.log_request(self._type, error is None, error, context)
+
+    def _after_error(self, error: Exception) -> None:
+        """Free the tokens of a rejected request, and pause everybody after a 429."""
+        if isinstance(error, APIStatusError) and self._reservation is not None:
+            self._reservation.settle(0)
+        if isinstance(error, RateLimitError) and 0 < (error.retry_after or 0) < math.inf:
+            seconds = min(error.retry_after or 0, self._owner.retrier.max_retry_after)
+            for limiter in (self._owner.limiter, self._owner.token_limiter):
+                if limiter is not None:
+                    limiter.pause(seconds)
+
+    def _seconds_left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
 
-def is_unhealthy(error: Exception) -> bool:
-    """Does the error speak against the API? An HTML page with a 200 does, a 401 does not."""
-    return isinstance(error, (APIConnectionError, APIResponseValidationError)) or (
-        isinstance(error, MistralError) and error.retryable
-    )
+def _raising(error: Exception) -> Callable[[], None]:
+    def operation() -> None:
+        raise error
+
+    return operation

@@ -85,7 +85,6 @@ class Transport:
         whole call, until the ``with`` block has been left.
         """
         deadline = _deadlines.current = _Deadline(total_timeout)
-        connect, read = (min(seconds, total_timeout) for seconds in timeout)
         try:
             with self._session.request(
                 method,
@@ -93,7 +92,7 @@ class Transport:
                 data=body,
                 headers={"Content-Type": "application/json"},
                 auth=self._auth,  # an Authorization header of our own would lose to ~/.netrc
-                timeout=(connect, read),
+                timeout=(min(timeout[0], total_timeout), min(timeout[1], total_timeout)),
                 allow_redirects=False,
                 proxies=dict(self._proxies),  # requests adds to it
                 stream=True,
@@ -106,7 +105,7 @@ class Transport:
         except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
             shown = "".join(traceback.format_exception(error))
             cause = None if self._auth.key in shown else error
-            raise _connection_error(error, self._host, deadline, connect, read) from cause
+            raise _connection_error(error, self._host, deadline) from cause
 
     def close(self) -> None:
         """Close the connections, unless the session is the caller's own."""
@@ -294,19 +293,16 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _connection_error(
-    error: Exception, host: str, deadline: _Deadline, connect: float, read: float
-) -> APIConnectionError:
+def _connection_error(error: Exception, host: str, deadline: _Deadline) -> APIConnectionError:
     """Name what lies under an exception of requests or urllib3, however deep it is wrapped."""
     for reason in _causes(error):
         if isinstance(reason, urllib3.exceptions.NewConnectionError):
             continue  # a timeout by its class alone: what it was raised from says what it is
         if isinstance(reason, TIMEOUTS):
             if deadline.remaining() <= 0:
-                limit = f"the total timeout of {deadline.total_timeout:g} s"
-            else:
-                limit = f"{connect if isinstance(reason, requests.ConnectTimeout) else read:g} s"
-            return APITimeoutError(f"{host} did not respond within {limit}")
+                total = f"within the total timeout of {deadline.total_timeout:g} s"
+                return APITimeoutError(f"{host} did not respond {total}")
+            return APITimeoutError(f"{host} did not respond in time")
         if isinstance(reason, socket.gaierror):
             return APIConnectionError(f"the host {host} was not found")
         if isinstance(reason, ConnectionRefusedError):

@@ -79,7 +79,7 @@ def test_a_good_answer_and_a_missing_model_print_the_transcript(
         ),
         pytest.param(
             {"body": requests.ReadTimeout()},
-            "Timeout: api.mistral.ai did not respond within",
+            "Timeout: api.mistral.ai did not respond in time",
             id="timeout",
         ),
         pytest.param(
@@ -185,7 +185,7 @@ def test_safe_api_call_returns_the_text_and_logs_nothing(
         pytest.param({"status": 503}, "API error (503): Service Unavailable", id="503"),
         pytest.param(
             {"body": requests.ReadTimeout()},
-            "No usable answer: api.mistral.ai did not respond within",
+            "No usable answer: api.mistral.ai did not respond in time",
             id="timeout",
         ),
         pytest.param(

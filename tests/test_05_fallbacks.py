@@ -70,7 +70,7 @@ def test_both_models_failing_prints_the_transcript(
     assert capsys.readouterr().out == transcript("05_fallbacks")
     assert caplog.messages == [
         "Fallback strategy 'primary' failed: Simulated failure",
-        "Fallback strategy 'fallback1' failed: api.mistral.ai did not respond within",
+        "Fallback strategy 'fallback1' failed: api.mistral.ai did not respond in time",
     ]
     assert clock.waits == []
 
@@ -116,4 +116,4 @@ def test_live_it_says_that_its_weather_is_shown_offline(
 
     out, err = capsys.readouterr()
     assert out.endswith("Response: 42\n\n")
-    assert "The weather of this lesson is the mock server's: --offline shows it." in err
+    assert "This lesson relies on simulated failures, which only --offline shows." in err

@@ -519,7 +519,7 @@ def test_every_timeout_of_requests_is_a_timeout(
     api: responses.RequestsMock, client: MistralClient, failure: Exception
 ) -> None:
     api.post(CHAT_URL, body=failure)
-    with pytest.raises(APITimeoutError, match=r"^api.mistral.ai did not respond within \d+ s$"):
+    with pytest.raises(APITimeoutError, match=r"^api.mistral.ai did not respond in time$"):
         client.chat(HELLO)
 
 
@@ -602,14 +602,14 @@ def test_an_answer_that_is_no_http_is_a_connection_error(answer: bytes) -> None:
 def test_silence_at_any_point_of_the_answer_is_a_timeout(answer: bytes) -> None:
     with RawServer(answer, then="silence") as server, pytest.raises(APITimeoutError) as caught:
         chat(server.url, timeout=0.05)
-    assert str(caught.value) == "127.0.0.1 did not respond within 0.05 s"
+    assert str(caught.value) == "127.0.0.1 did not respond in time"
 
 
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
         ("drop", APIConnectionError, "closed the connection"),
-        ("timeout", APITimeoutError, "did not respond within"),
+        ("timeout", APITimeoutError, "did not respond in time"),
         ("cut", APIConnectionError, "closed the connection"),
         ("badjson", APIResponseValidationError, "truncated or not JSON"),
         ("html:502", InternalServerError, "Bad Gateway"),
@@ -748,7 +748,7 @@ def test_one_client_serves_many_threads() -> None:
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(ask, prompts))
         assert answers == [f"{prompt} response" for prompt in prompts]
-        assert [entry.answer for entry in server.log] == ["200"] * 96
+        assert [entry.outcome for entry in server.log] == ["200"] * 96
 
 
 def test_closing_the_client_closes_its_connections() -> None:

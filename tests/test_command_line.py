@@ -124,7 +124,7 @@ def test_a_reader_that_leaves_early_is_no_trouble(outcome_of: Callable[[str], Ou
     ("name", "words"),
     [
         ("wrong flag", "unrecognized arguments: --fault 503"),
-        ("unknown fault", "unknown fault 'rain'; use ok, a status from 400 to 599, "),
+        ("unknown fault", "unknown fault 'rain': use ok, a status from 400 to 599, "),
         ("base URL that is none", "The base URL must look like https://"),
         ("key in two lines", "The API key contains "),
         ("timeout of 0", "MISTRAL_TIMEOUT"),
@@ -147,8 +147,8 @@ def test_an_api_that_refuses_the_connection_is_one_sentence_and_exit_1(
     assert code == 1
     assert out.count("Network Error: 127.0.0.1 refused the connection\n") == 2
     assert err.splitlines()[-1] == (
-        "No answer came (127.0.0.1 refused the connection): "
-        "check the network and MISTRAL_BASE_URL, then try again."
+        "No response came (127.0.0.1 refused the connection): "
+        "check the network and MISTRAL_BASE_URL, then retry."
     )
     assert "Traceback" not in err
 
@@ -166,7 +166,7 @@ def test_a_log_without_a_folder_is_one_sentence_and_exit_1(
 def test_a_taken_port_is_one_sentence_and_exit_1(outcome_of: Callable[[str], Outcome]) -> None:
     code, out, err = outcome_of("server: taken port")
     assert (code, out) == (1, "")
-    assert re.fullmatch(r"Port \d+ can't be used \(.+\): choose another with --port\.\n", err)
+    assert re.fullmatch(r"Can't listen on port \d+ \(.+\); choose another with --port\.\n", err)
 
 
 def test_the_mock_server_says_which_fault_it_does_not_know(
@@ -174,7 +174,7 @@ def test_the_mock_server_says_which_fault_it_does_not_know(
 ) -> None:
     code, out, err = outcome_of("server: unknown fault")
     assert (code, out) == (2, "")
-    assert "unknown fault 'rain'; use ok, " in err.splitlines()[-1]
+    assert "unknown fault 'rain': use ok, " in err.splitlines()[-1]
     assert "Traceback" not in err
 
 
@@ -296,7 +296,7 @@ def test_ctrl_c_ends_a_script_at_any_stage(
 def test_ctrl_c_still_shows_the_trace(ctrl_c: Callable[[str], Interrupted]) -> None:
     outcome = ctrl_c("trace").outcome
     assert outcome.code == 130
-    assert "The server's view: 1 request.\n" in outcome.err
+    assert "The server saw 1 request:\n" in outcome.err
 
 
 @needs_sigint

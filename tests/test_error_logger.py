@@ -264,7 +264,7 @@ def test_a_full_disk_harms_nobody_and_is_said_once(capfd: pytest.CaptureFixture[
     logger = ErrorLogger("/dev/full")
     for _ in range(5):
         logger.log_request("chat", True)
-    assert (logger.lost, logger.metrics()["total_requests"]) == (5, 5)
+    assert (logger.dropped_records, logger.metrics()["total_requests"]) == (5, 5)
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "/dev/full" in err
@@ -281,7 +281,7 @@ def test_every_record_that_many_threads_lose_is_counted_and_it_is_said_once(
             logger.log_request("chat", True)
 
     run_in_threads(4, lose, interleaved=True)
-    assert logger.lost == 60
+    assert logger.dropped_records == 60
     assert capfd.readouterr().err.count("\n") == 1
 
 
@@ -297,7 +297,7 @@ logger.log_request("lost", True)
 resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 logger.log_request("after", True)
 logger.log_request("later", True)
-print(logger.lost)
+print(logger.dropped_records)
 """
 
 
@@ -321,7 +321,7 @@ def test_a_folder_that_is_lost_and_made_again_is_written_to_again(
     for lost in (1, 2):
         shutil.rmtree(path.parent, ignore_errors=True)
         logger.log_request("lost", True)
-        assert logger.lost == lost
+        assert logger.dropped_records == lost
     path.parent.mkdir()
     logger.log_request("again", True)
     assert [record["type"] for record in records_in(path)] == ["again"]
@@ -349,7 +349,7 @@ def test_a_path_that_cannot_be_written_is_said_once_and_harms_nobody(
     logger = ErrorLogger(name)
     logger.log_request("chat", True)
     logger.log_request("chat", True)
-    assert logger.lost == 2
+    assert logger.dropped_records == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
 
@@ -361,7 +361,7 @@ def test_without_a_stderr_the_trouble_is_not_said_on_stdout_instead(
     monkeypatch.setattr(sys, "stderr", None)
     logger = ErrorLogger(tmp_path)
     logger.log_request("chat", True)
-    assert logger.lost == 1
+    assert logger.dropped_records == 1
     assert capsys.readouterr().out == ""
 
 
@@ -371,7 +371,7 @@ def test_a_closed_stderr_harms_nobody(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "stderr", closed)
     logger = ErrorLogger(tmp_path)
     logger.log_request("chat", True)
-    assert logger.lost == 1
+    assert logger.dropped_records == 1
 
 
 # Counting.

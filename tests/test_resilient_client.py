@@ -24,13 +24,15 @@ from lib.errors import (
     APITimeoutError,
     AuthenticationError,
     BadRequestError,
+    InsufficientQuotaError,
     InternalServerError,
+    InvalidRequestError,
     RateLimitError,
 )
 from lib.mock_server import MockServer
 from lib.rate_limiter import RateLimiter
-from lib.resilient_client import MAX_REMEMBERED_ERRORS, ResilientMistralClient, is_unhealthy
-from lib.retry import Retrier
+from lib.resilient_client import MAX_REMEMBERED_ERRORS, ResilientMistralClient
+from lib.retry import Retrier, RetryBudget
 from support import run_in_threads
 
 HELLO = [{"role": "user", "content": "Hello!"}]
@@ -54,7 +56,7 @@ def resilient(client: MistralClient, log: Path, **helpers: Any) -> ResilientMist
         client,
         **{
             "retrier": Retrier(max_attempts=3, jitter=False),
-            "breaker": CircuitBreaker("api", counts_as_failure=is_unhealthy),
+            "breaker": CircuitBreaker("api"),
             "limiter": RateLimiter(1_000_000_000),
             "logger": ErrorLogger(log),
             **helpers,
@@ -87,7 +89,7 @@ def test_a_chat_over_real_http_recovers_from_failures_and_logs_one_line(log: Pat
     with MockServer("503,drop") as server, MistralClient("key", base_url=server.url) as client:
         robust = resilient(client, log, retrier=Retrier(max_attempts=3, base_delay=0.01))
         completion = robust.chat(HELLO, max_tokens=5)
-        answers = [request.answer for request in server.log]
+        answers = [request.outcome for request in server.log]
     assert completion.content == "Hello! How can I assist you today?"
     assert answers == ["503", "drop", "200"]
     (line,) = lines_in(log)
@@ -159,7 +161,7 @@ def test_the_breaker_counts_each_attempt(
     client: MistralClient, log: Path, clock: FakeClock
 ) -> None:
     """Were the breaker around the retry, three attempts would count as one failure."""
-    breaker = CircuitBreaker("api", failure_threshold=3, counts_as_failure=is_unhealthy)
+    breaker = CircuitBreaker("api", failure_threshold=3)
     with pytest.raises(InternalServerError):
         resilient(client, log, breaker=breaker).request(ending_in(down(), down(), down()))
     assert breaker.state == "open"
@@ -169,7 +171,7 @@ def test_an_open_circuit_ends_the_retries_at_once(
     client: MistralClient, log: Path, clock: FakeClock
 ) -> None:
     """The second failure trips it: the third of ten attempts isn't made, and none is after it."""
-    breaker = CircuitBreaker("api", failure_threshold=2, counts_as_failure=is_unhealthy)
+    breaker = CircuitBreaker("api", failure_threshold=2)
     robust = resilient(client, log, breaker=breaker, retrier=Retrier(10, jitter=False))
     with pytest.raises(CircuitOpenError):
         robust.request(ending_in(down(), down()))
@@ -184,7 +186,7 @@ def test_an_open_circuit_ends_the_retries_at_once(
 def test_a_call_that_the_breaker_refuses_uses_no_slot_of_the_limiter(
     client: MistralClient, log: Path, clock: FakeClock
 ) -> None:
-    breaker = CircuitBreaker("api", failure_threshold=1, counts_as_failure=is_unhealthy)
+    breaker = CircuitBreaker("api", failure_threshold=1)
     limiter = RateLimiter(60)
     robust = resilient(client, log, breaker=breaker, limiter=limiter, retrier=Retrier(1))
     with pytest.raises(InternalServerError):
@@ -209,7 +211,7 @@ def test_every_attempt_waits_for_its_turn(
 def test_waiting_for_a_turn_is_no_failure_of_the_service(
     client: MistralClient, log: Path, clock: FakeClock
 ) -> None:
-    breaker = CircuitBreaker("api", failure_threshold=1, counts_as_failure=is_unhealthy)
+    breaker = CircuitBreaker("api", failure_threshold=1)
     robust = resilient(client, log, breaker=breaker, limiter=RateLimiter(1))
     for _ in range(3):
         robust.request(ending_in("answer"))
@@ -269,7 +271,6 @@ def test_a_retry_after_of_a_day_is_not_slept(
     "error",
     [
         down(),
-        RateLimitError(429, "slow down"),
         APIConnectionError("refused"),
         APITimeoutError("late"),
         APIStreamBrokenError("cut off", "half a sen"),
@@ -294,15 +295,15 @@ def test_an_error_that_speaks_against_the_api_trips_the_breaker(
     [
         BadRequestError(400, "wrong"),
         AuthenticationError(401, "who are you"),
-        ValueError("messages must be a list"),
-        KeyError("a slip in the operation"),
+        InvalidRequestError("messages must be a list"),
+        InsufficientQuotaError(429, "not in your plan"),
     ],
     ids=repr,
 )
 def test_a_mistake_of_the_callers_is_neither_retried_nor_counted(
     error: Exception, client: MistralClient, log: Path, clock: FakeClock
 ) -> None:
-    breaker = CircuitBreaker("api", failure_threshold=1, counts_as_failure=is_unhealthy)
+    breaker = CircuitBreaker("api", failure_threshold=1)
     robust = resilient(client, log, breaker=breaker)
     with pytest.raises(type(error)) as raised:
         robust.request(ending_in(error))
@@ -321,7 +322,7 @@ def test_messages_that_cannot_be_right_are_refused_before_anything_is_sent(log: 
 def test_ctrl_c_passes_through_and_leaves_no_state_behind(
     leaving: type[BaseException], client: MistralClient, log: Path, clock: FakeClock
 ) -> None:
-    breaker = CircuitBreaker("api", failure_threshold=1, counts_as_failure=is_unhealthy)
+    breaker = CircuitBreaker("api", failure_threshold=1)
     robust = resilient(client, log, breaker=breaker, retrier=Retrier(1))
     with pytest.raises(InternalServerError):
         robust.request(ending_in(down()))
@@ -349,7 +350,8 @@ def test_failed_attempts_are_remembered_even_if_the_request_recovers(
 
 
 def test_the_memory_holds_the_last_hundred_errors(client: MistralClient, log: Path) -> None:
-    robust = resilient(client, log, retrier=Retrier(1))
+    breaker = CircuitBreaker("api", failure_threshold=1000)
+    robust = resilient(client, log, breaker=breaker, retrier=Retrier(1))
     for number in range(MAX_REMEMBERED_ERRORS + 20):
         with pytest.raises(ValueError, match=str(number)):
             robust.request(ending_in(ValueError(f"number {number}")))
@@ -358,8 +360,13 @@ def test_the_memory_holds_the_last_hundred_errors(client: MistralClient, log: Pa
 
 
 def test_memory_stays_flat(client: MistralClient) -> None:
-    breaker = CircuitBreaker("api", 1_000_000, counts_as_failure=is_unhealthy)
-    robust = resilient(client, Path(os.devnull), breaker=breaker, retrier=Retrier(2, base_delay=0))
+    breaker = CircuitBreaker("api", failure_threshold=1_000_000)
+    robust = resilient(
+        client,
+        Path(os.devnull),
+        breaker=breaker,
+        retrier=Retrier(2, base_delay=0, budget=RetryBudget(math.inf)),
+    )
 
     def request(times: int) -> None:
         for number in range(times):
@@ -391,7 +398,7 @@ def test_refusals_of_the_breaker_do_not_push_the_causes_out_of_the_memory(
     client: MistralClient, log: Path
 ) -> None:
     """A refused call is no failed attempt, and a busy program makes hundreds of them."""
-    breaker = CircuitBreaker("api", failure_threshold=1, counts_as_failure=is_unhealthy)
+    breaker = CircuitBreaker("api", failure_threshold=1)
     robust = resilient(client, log, breaker=breaker, retrier=Retrier(1))
     with pytest.raises(InternalServerError):
         robust.request(ending_in(down()))
@@ -407,8 +414,8 @@ def test_threads_share_one_client_and_their_attempts_are_their_own(
     robust = resilient(
         client,
         log,
-        retrier=Retrier(3, base_delay=0),
-        breaker=CircuitBreaker("api", 10_000, counts_as_failure=is_unhealthy),
+        retrier=Retrier(3, base_delay=0, budget=RetryBudget(math.inf)),
+        breaker=CircuitBreaker("api", failure_threshold=10_000),
     )
 
     def three_requests() -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import random
 import threading
@@ -26,8 +27,8 @@ from lib.error_logger import ErrorLogger, Metrics
 from lib.errors import MistralError, error_info
 from lib.mock_server import MockServer
 from lib.rate_limiter import RateLimiter
-from lib.resilient_client import ResilientMistralClient, is_unhealthy
-from lib.retry import Retrier
+from lib.resilient_client import ResilientMistralClient
+from lib.retry import Retrier, RetryBudget
 from support import ROOT, StartTimes, most_in_any_window, run_in_threads
 
 CALLS = int(os.environ.get("SOAK_CALLS") or 560)
@@ -37,7 +38,7 @@ TIMEOUT = 1.5  # seconds; so long that a busy machine doesn't take a good answer
 HELLO = [{"role": "user", "content": "Hello!"}]
 OFTEN = ["ok"] * 10 + ["ok*3", "429:0.005", "503", "500", "drop", "badjson", "slow:0.02"]
 SELDOM = [
-    "400", "401", "402", "403", "404", "408", "409", "413", "418", "422", "429", "429:0",
+    "noquota", "drip:0.02", "400", "401", "402", "403", "404", "408", "409", "413", "418", "422", "429", "429:0",
     "429:0.02", "501", "502", "504", "520", "599", "html:404", "html:502", "badjson", "cut",
 ]  # fmt: skip
 
@@ -48,8 +49,11 @@ def weather(words: int) -> str:
     trip = ["503*18", "ok*8"]  # all threads fail at once: that is enough for the breaker
     timeouts = ["timeout"] * (1 + words // 400)  # early: they take long, beside all the others
     each_once = chance.sample([*SELDOM, *OFTEN], len(SELDOM) + len(OFTEN))
-    mixed = [chance.choice(SELDOM if number % 10 == 0 else OFTEN) for number in range(words)]
-    return ",".join([*trip, *timeouts, *each_once, *mixed, "ok*"])
+    mixed = [
+        chance.choice(SELDOM if number % 10 == 0 else OFTEN) for number in range(words * 9 // 10)
+    ]
+    by_chance = ["503@5%", "drop@2%"]
+    return ",".join([*trip, *timeouts, *each_once, *mixed, *by_chance])
 
 
 def error_made_of(answer: str) -> str:
@@ -58,6 +62,10 @@ def error_made_of(answer: str) -> str:
         return {"drop": "APIConnectionError", "timeout": "APITimeoutError"}[answer]
     if answer == "200 (cut)":
         return "APIConnectionError"
+    if answer == "200 (drip)":
+        return "APITimeoutError"
+    if answer == "429 (noquota)":
+        return "InsufficientQuotaError"
     if answer.startswith("200"):
         return "APIResponseValidationError" if "badjson" in answer else ""
     return error_info(int(answer[:3])).error.__name__
@@ -95,7 +103,7 @@ def weathered(log: Path, times: StartTimes) -> Storm:
             starts.append(times.of(super().acquire))
             return 0.0
 
-    def note(error: Exception, *_: object) -> None:
+    def note(_attempt: int, error: Exception, _detail: object) -> None:
         failed_attempts.append(type(error).__name__)
 
     def make(calls: Iterator[int]) -> None:
@@ -110,12 +118,19 @@ def weathered(log: Path, times: StartTimes) -> Storm:
 
     threads = set(threading.enumerate())
     with MockServer(weather(CALLS)) as server, MistralClient(
-        "key", base_url=server.url, timeout=TIMEOUT
+        "key", base_url=server.url, timeout=TIMEOUT, total_timeout=TIMEOUT
     ) as client:  # fmt: skip
         robust = ResilientMistralClient(
             client,
-            retrier=Retrier(3, 0.01, 0.05, on_wait=note, on_give_up=note),
-            breaker=CircuitBreaker("soak", 10, 0.05, counts_as_failure=is_unhealthy),
+            retrier=Retrier(
+                3,
+                base_delay=0.01,
+                max_delay=0.05,
+                budget=RetryBudget(math.inf),
+                on_wait=note,
+                on_give_up=note,
+            ),
+            breaker=CircuitBreaker("soak", failure_threshold=10, recovery_timeout=0.05),
             limiter=NotedLimiter(60 * PER_SECOND),
             logger=ErrorLogger(log),
         )
@@ -125,7 +140,7 @@ def weathered(log: Path, times: StartTimes) -> Storm:
         run_in_threads(THREADS, lambda: make(last))
         bytes_kept = memory_in_use()
         tracemalloc.stop()
-        answers = [request.answer for request in server.log]
+        answers = [request.outcome for request in server.log]
     return Storm(
         outcomes=outcomes,
         failed_attempts=failed_attempts,
@@ -144,7 +159,7 @@ def memory_in_use() -> int:
     filters = [
         tracemalloc.Filter(True, str(ROOT / "lib" / "*")),
         tracemalloc.Filter(True, "*/site-packages/*"),
-        tracemalloc.Filter(False, str(ROOT / "lib" / "mock_server" / "__init__.py")),
+        tracemalloc.Filter(False, str(ROOT / "lib" / "mock_server" / "*")),
         tracemalloc.Filter(False, "*/_pytest/*"),
     ]
     statistics = tracemalloc.take_snapshot().filter_traces(filters).statistics("filename")
@@ -159,7 +174,7 @@ def test_every_call_ends_in_an_answer_or_a_named_error(storm: Storm) -> None:
 
 def test_the_storm_had_every_weather(storm: Storm) -> None:
     names = {error_made_of(answer) for answer in storm.answers}
-    assert len(names) == 13  # every class of errors.py, and the good answers
+    assert len(names) == 16  # every class of errors.py, and the good answers
     assert "CircuitOpenError" in storm.outcomes
 
 

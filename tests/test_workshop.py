@@ -46,8 +46,8 @@ def test_every_lesson_has_a_change_to_make() -> None:
 def children(folder: Path) -> dict[str, Child]:
     """The scripts, each with its change, in a project of their own."""
     project = folder / "modified"
-    (project / "examples").mkdir(parents=True)
-    shutil.copytree(ROOT / "lib", project / "lib")
+    for name in ("examples", "lib"):
+        shutil.copytree(ROOT / name, project / name)
     children = {}
     for before, after, script, arguments, _ in MODIFIES:
         source = (ROOT / "examples" / f"{script}.py").read_text("utf-8")

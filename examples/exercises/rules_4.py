@@ -59,7 +59,7 @@ def chat(their: Any, weather: str, *, threshold: int = 5, circuit_open: bool = F
             ended = str(getattr(answer, "content", answer))
         except (MistralError, CircuitOpenError) as error:
             ended = type(error).__name__
-        trace = [f"{request.method} chat -> {request.answer}" for request in server.log]
+        trace = [f"{request.method} chat -> {request.outcome}" for request in server.log]
     return Result(ended, trace, limiter.slots, breaker.state)
 
 

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT-0
+"""The mock server's sockets: HTTP requests in, responses out, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import selectors
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import Any
+
+from .api import Response, json_response
+
+MAX_BODY_BYTES = 1024 * 1024
+READ_TIMEOUT = 10.0  # seconds of silence, after which a request that is half sent is given up
+
+
+@dataclass
+class LoggedRequest:
+    """One request and its outcome.
+
+    ``arrived`` is on the monotonic clock; ``duration`` is the seconds until its response
+    had been sent or given up, None until then.
+    """
+
+    arrived: float
+    duration: float | None
+    method: str
+    path: str
+    outcome: str
+
+
+Respond = Callable[[str, str, str, bytes], tuple[Response | None, LoggedRequest]]
+
+
+class HTTPServer(ThreadingTCPServer):
+    """Listens on loopback, a thread per connection; knows its connections, to end them all.
+
+    ``respond(method, path, key, body)`` decides on each request; a None closes the
+    connection without a response.
+    """
+
+    allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
+    request_queue_size = 128
+
+    def __init__(self, port: int, respond: Respond) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.respond = respond
+        self._connections: set[socket.socket] = set()
+        self._stopping = False
+        self._lock = threading.Lock()
+
+    def opened(self, connection: socket.socket) -> None:
+        """Remember a connection, or close it if the server is stopping."""
+        with self._lock:
+            self._connections.add(connection)
+            if self._stopping:
+                _hang_up(connection)
+
+    def closed(self, connection: socket.socket) -> None:
+        """Forget a connection."""
+        with self._lock:
+            self._connections.discard(connection)
+
+    def stop(self) -> None:
+        """Close the port, then every connection, and wait for their threads to end."""
+        self.shutdown()
+        with self._lock:
+            self._stopping = True
+            for connection in self._connections:
+                _hang_up(connection)
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore a client that went away; anything else is a defect of this server."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection: reads requests, within bounds, and sends what the server decides."""
+
+    server: HTTPServer
+    protocol_version = "HTTP/1.1"
+    timeout = READ_TIMEOUT
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.opened(self.connection)
+
+    def finish(self) -> None:
+        self.server.closed(self.connection)
+        super().finish()
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if "Transfer-Encoding" in self.headers or not length:
+            self.send_error(411)
+        elif not re.fullmatch("[0-9]{1,12}", length):
+            self.send_error(400)
+        elif int(length) > MAX_BODY_BYTES:
+            self.send_error(413)
+        else:
+            body = self.rfile.read(int(length))
+            if len(body) < int(length):
+                self.close_connection = True
+            else:
+                self._respond(body)
+
+    def do_GET(self) -> None:
+        self._respond(b"")
+
+    def _respond(self, body: bytes) -> None:
+        path = re.sub("[^!-~]", "?", self.path.partition("?")[0])[:100]
+        scheme, _, key = self.headers.get("Authorization", "").partition(" ")
+        key = key.strip() if scheme.lower() == "bearer" else ""
+        response, request = self.server.respond(self.command, path, key, body)
+        try:
+            if response is None or not self._wait_unless_closed(response.delay):
+                self.close_connection = True
+            else:
+                self._send(response)
+        finally:
+            request.duration = time.monotonic() - request.arrived
+
+    def _wait_unless_closed(self, seconds: float) -> bool:
+        """Wait `seconds`; return False if the client disconnects or the server stops first."""
+        if not seconds:
+            return True
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.connection, selectors.EVENT_READ)
+            return not selector.select(None if seconds == math.inf else seconds)
+
+    def _send(self, response: Response) -> None:
+        if isinstance(response.body, list):
+            events = [event.encode() for event in response.body]
+            pieces = [b"%x\r\n%s\r\n" % (len(event), event) for event in events] + [b"0\r\n\r\n"]
+            framing = ("Transfer-Encoding", "chunked")
+            pieces = pieces[: len(pieces) // 2] if response.truncated else pieces
+        else:
+            body = response.body.encode()
+            pieces = [body[: len(body) // 2] if response.truncated else body]
+            framing = ("Content-Length", str(len(body)))
+        self.close_connection = self.close_connection or response.truncated
+        self.send_response(response.status)
+        for name, value in [*response.headers.items(), framing]:
+            self.send_header(name, value)
+        self.send_header("mistral-correlation-id", str(uuid.uuid4()))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if response.seconds_per_byte:
+            pieces = [bytes([byte]) for piece in pieces for byte in piece]
+        for piece in pieces:
+            if not self._wait_unless_closed(response.seconds_per_byte):
+                self.close_connection = True
+                return
+            self.wfile.write(piece)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Send what http.server itself rejects in the API's shape, without echoing it."""
+        self.close_connection = True
+        self._send(json_response(code, {"detail": HTTPStatus(code).phrase}))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing here: the mock keeps its own log, which holds no header."""
