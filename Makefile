@@ -1,4 +1,4 @@
-# `make help` says what there is. Everything runs offline, with no key.
+# `make help` lists the commands. Everything runs offline, with no key.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -11,27 +11,32 @@ BENCH_BIN := $(BENCH)/$(notdir $(BIN))
 .PHONY: help run-all run-failures check test soak bench clean
 
 help:
-	@echo "make run-all      run the six examples, one after the other"
-	@echo "make run-01       run one of them (to run-06);  ARGS='--faults 503' gives it other weather"
-	@echo "make run-failures    run the examples in bad weather (half a minute)"
-	@echo "make check N=1    check your work on exercise 1 (to 4), rule by rule"
-	@echo "make test         run the tests"
-	@echo "make soak         16 threads, thousands of calls, every fault there is (half a minute)"
-	@echo "make bench        time the helpers beside what you might pick instead (two minutes)"
-	@echo "make clean        remove the virtual environments and caches"
+	@echo "make run-all        run the six lessons, in order"
+	@echo "make run-02         run one lesson (run-01 to run-06, run-streaming, run-token-limits, ...)"
+	@echo "                    FAULTS=503,503 injects failures; ARGS=--trace draws what the server saw"
+	@echo "make run-failures   run the lessons under the faults that teach most (half a minute)"
+	@echo "make check N=1      check your work on exercise 1 (to 4), rule by rule"
+	@echo "make test           run the tests"
+	@echo "make soak           16 threads, thousands of calls, every fault there is (half a minute)"
+	@echo "make bench          time the helpers beside what you might pick instead (three minutes)"
+	@echo "make clean          remove the virtual environments and caches"
 
 run-all: $(READY)
 	@for script in $(SCRIPTS); do \
 	  $(BIN)/python "$$script" $(ARGS) || \
 	    { code=$$?; [ $$code = 141 ] || echo "make run-all: $$script failed" >&2; exit $$code; }; \
+	  export MISTRAL_NO_NOTICE=1; \
 	done
 
 run-failures: $(READY)
 	@$(BIN)/python examples/failure_scenarios.py $(ARGS)
 
+# run-2, run-02, run-streaming and run-token-limits all work.
 run-%: $(READY)
-	@test -e examples/$*_*.py || { echo "There is no example $*: run-01 to run-06." >&2; exit 1; }
-	@$(BIN)/python examples/$*_*.py $(ARGS)
+	@name=$$(echo "$*" | tr - _); \
+	script=$$(ls examples/$${name}_*.py examples/0$${name}_*.py examples/$$name.py 2>/dev/null | head -n 1); \
+	[ -n "$$script" ] || { echo "There is no lesson $*: run-01 to run-06, run-streaming, run-token-limits, run-asyncio-client." >&2; exit 1; }; \
+	$(BIN)/python "$$script" $(if $(FAULTS),--faults '$(FAULTS)') $(ARGS)
 
 check: $(READY)
 	@$(BIN)/python examples/exercises/check.py "$(N)" $(ARGS)
@@ -49,9 +54,10 @@ clean:
 	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache
 	find lib examples tests -name __pycache__ -prune -exec rm -rf {} +
 
-# Made last, so that an installation that was cut off is begun again.
+# Written last, so that an interrupted installation starts again.
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; name yours: make PYTHON=python3.12 ...")'
+	@echo "First run: creating $(VENV) and installing four packages..." >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

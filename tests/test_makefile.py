@@ -34,7 +34,7 @@ class Project:
             (folder / name).mkdir(parents=True)
         for name in ("Makefile", "requirements.txt"):
             shutil.copy(ROOT / name, folder)
-        for script in SCRIPTS:
+        for script in (ROOT / "examples").glob("*.py"):
             (folder / "examples" / script.name).touch()
         self.installed = folder / ".venv" / "installed"
         self.python = folder / ".venv" / "bin" / "python"
@@ -102,15 +102,32 @@ def test_a_failing_script_fails_its_command(project: Project) -> None:
     assert project.make("run-04", fail_on="*04_*").returncode != 0
 
 
-@pytest.mark.parametrize("number", ["07", "7", "1"])
-def test_an_example_that_is_not_there_is_a_sentence(number: str, project: Project) -> None:
-    done = project.make(f"run-{number}")
+@pytest.mark.parametrize("name", ["07", "7", "stream"])
+def test_a_lesson_that_is_not_there_is_a_sentence(name: str, project: Project) -> None:
+    done = project.make(f"run-{name}")
     assert done.returncode != 0
-    assert f"There is no example {number}: run-01 to run-06.\n" in done.stderr
+    assert f"There is no lesson {name}: run-01 to run-06, run-streaming, " in done.stderr
     assert project.calls == []
 
 
-def test_the_tests_and_the_storm_are_run_with_their_arguments(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("target", "script"),
+    [
+        ("run-2", "examples/02_backoff.py"),
+        ("run-02", "examples/02_backoff.py"),
+        ("run-streaming", "examples/streaming.py"),
+        ("run-token-limits", "examples/token_limits.py"),
+    ],
+)
+def test_a_lesson_is_found_by_its_number_or_name(
+    target: str, script: str, project: Project
+) -> None:
+    project.make(target)
+    project.make(target, "FAULTS=503*", "ARGS=--trace")
+    assert project.calls == [script, f"{script} --faults 503* --trace"]
+
+
+def test_the_tests_and_the_scenarios_are_run_with_their_arguments(project: Project) -> None:
     assert project.make("test", "ARGS=-k retry").returncode == 0
     assert project.make("run-failures", "ARGS=02").returncode == 0
     assert project.calls == ["-m pytest -k retry", "examples/failure_scenarios.py 02"]
@@ -127,7 +144,7 @@ def test_help_lists_every_target_and_installs_nothing(
     targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE)) - {"help"}
     assert {"run-all", "run-failures", "test", "clean"} <= targets
     listed = set(re.findall(r"^make ([a-z0-9-]+) ", done.stdout, re.MULTILINE))
-    assert listed == {*targets, "run-01"}
+    assert listed == {*targets, "run-02"}
 
 
 @pytest.mark.parametrize("reason", ["first use", "new requirements"])

@@ -14,9 +14,17 @@ from conftest import FakeClock
 from lib.errors import ERROR_TABLE, ErrorInfo
 from support import CHAT_URL, EXPECTED, ROOT, SCRIPTS, completion, run_in_process
 
-README = (ROOT / "README.md").read_text("utf-8")
-WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
-PAGES = {"README.md": README, "examples/README.md": WORKSHOP}
+PAGES = {
+    name: (ROOT / name).read_text("utf-8")
+    for name in (
+        "README.md",
+        "lib/README.md",
+        "examples/README.md",
+        "examples/troubleshooting.md",
+        "examples/differences.md",
+    )
+}
+README = PAGES["README.md"]
 
 
 def fenced(page: str, language: str) -> list[str]:
@@ -33,7 +41,7 @@ def table_row(row: ErrorInfo) -> str:
 
 def test_the_error_table_is_the_one_in_the_code() -> None:
     header = "| status | error | meaning | retry? | what to do |\n|---|---|---|---|---|\n"
-    table = README.partition(header)[2].partition("\n\n")[0]
+    table = PAGES["examples/troubleshooting.md"].partition(header)[2].partition("\n\n")[0]
     assert [re.sub(r"\| +\|", "|  |", line) for line in table.splitlines()] == [
         table_row(row) for row in ERROR_TABLE
     ]
@@ -43,7 +51,7 @@ def test_every_console_line_shown_is_one_that_a_test_asserts() -> None:
     transcripts = [path.read_text("utf-8") for path in EXPECTED.rglob("*.txt")]
     blocks = fenced(README, "text")
     assert blocks
-    for block in blocks:
+    for block in blocks[:-1]:  # the last one is the timeline: see test_timeline.py
         assert any(block in transcript for transcript in transcripts), block
 
 
@@ -68,6 +76,7 @@ def test_every_make_target_and_script_named_exists(page: str) -> None:
     targets = [
         *re.findall(r"^([a-z-]+):", makefile, re.MULTILINE),
         *(f"run-0{n}" for n in range(1, 7)),
+        *(f"run-{path.stem.replace('_', '-')}" for path in (ROOT / "examples").glob("*.py")),
     ]
     for target in re.findall(r"(?:`|^)make ([a-z][\w-]*)", PAGES[page], re.MULTILINE):
         assert target in targets
@@ -75,22 +84,28 @@ def test_every_make_target_and_script_named_exists(page: str) -> None:
         assert (ROOT / script).is_file(), script
 
 
+@pytest.mark.parametrize("page", ["README.md", "lib/README.md", "examples/troubleshooting.md"])
 def test_every_python_snippet_runs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Against a mocked API, in one folder and in the order of the page."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MISTRAL_API_KEY", "test-key")
-    snippets = fenced(README, "python")
-    assert len(snippets) >= 6
-    with responses.RequestsMock() as api:
-        api.add_passthru("http://127.0.0.1")  # what a mock server of the page's own answers
+    (tmp_path / "mistral_errors.log").write_text('{"error": {"class": "APITimeoutError"}}\n')
+    snippets = fenced(PAGES[page], "python")
+    assert snippets
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as api:
+        api.add_passthru("http://127.0.0.1")  # the page's own mock server
         api.post("https://api.mistral.ai/v1/chat/completions", json=completion("Paris"))
         api.get("https://api.mistral.ai/v1/models", json={"object": "list", "data": [{"id": "m"}]})
         api.get("https://example.org/", body="an example page")
         for snippet in snippets:
-            exec(compile(snippet, "README.md", "exec"), {"__name__": "snippet"})
+            exec(compile(snippet, page, "exec"), {"__name__": "snippet"})
             assert capsys.readouterr().out.strip(), snippet
+
+
+def test_the_readme_has_at_most_200_lines() -> None:
+    assert len(README.splitlines()) <= 200
 
 
 def test_every_setting_in_the_readme_is_in_env_example_and_in_the_code_and_only_there() -> None:
@@ -111,13 +126,13 @@ def test_live_the_examples_send_as_many_requests_as_the_page_says(
         for path in SCRIPTS:
             assert run_in_process(path.stem, monkeypatch) == 0
         assert len(api.calls) == 12
-    assert "All six examples together send twelve\nrequests" in README
+    assert "The six lessons together send\ntwelve requests" in README
 
 
 def test_every_fault_word_of_the_mock_server_is_in_the_readme() -> None:
-    from lib import mock_server
+    from lib.mock_server import faults
 
-    words = re.findall(r"^    ([a-z0-9:.*]+)  ", mock_server.__doc__ or "", re.MULTILINE)
+    words = re.findall(r"^    ([a-z0-9:.*@%]+)  ", faults.__doc__ or "", re.MULTILINE)
     assert len(words) >= 10
     assert all(f"| `{word}`" in README for word in words), words
 

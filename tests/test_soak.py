@@ -38,7 +38,8 @@ TIMEOUT = 1.5  # seconds; so long that a busy machine doesn't take a good answer
 HELLO = [{"role": "user", "content": "Hello!"}]
 OFTEN = ["ok"] * 10 + ["ok*3", "429:0.005", "503", "500", "drop", "badjson", "slow:0.02"]
 SELDOM = [
-    "noquota", "drip:0.02", "400", "401", "402", "403", "404", "408", "409", "413", "418", "422", "429", "429:0",
+    "noquota", "drip:0.02",
+    "400", "401", "402", "403", "404", "408", "409", "413", "418", "422", "429", "429:0",
     "429:0.02", "501", "502", "504", "520", "599", "html:404", "html:502", "badjson", "cut",
 ]  # fmt: skip
 

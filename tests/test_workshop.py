@@ -23,10 +23,13 @@ MODIFIES = re.findall(
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_every_storm_is_shown_with_its_command_and_all_that_it_prints(scenario: Scenario) -> None:
+def test_every_scenario_is_shown_with_its_command_and_output(
+    scenario: Scenario,
+) -> None:
     expected = (EXPECTED / "failure_scenarios" / f"{scenario.name}.txt").read_text("utf-8")
     lesson = expected.partition("\n\n")[2].rstrip("\n")
-    summary = f"<code>{scenario.script}.py --faults '{scenario.faults}'</code> prints</summary>"
+    command = f"python examples/{scenario.script}.py --faults '{scenario.faults}'"
+    summary = f"<code>{command}</code> prints</summary>"
     assert f"{summary}\n\n```text\n{lesson}\n```" in WORKSHOP
 
 
