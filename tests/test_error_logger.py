@@ -20,7 +20,7 @@ import pytest
 
 from lib.error_logger import MAX_ERROR_TYPES, ErrorLogger, Metrics
 from lib.errors import RateLimitError
-from support import finish, run, run_in_threads, start
+from support import finish, interrupt_everywhere, run, run_in_threads, start
 
 SECRET = "sk-51d0c0de"
 
@@ -735,3 +735,19 @@ def test_a_hostile_line_takes_no_quadratic_time(piece: str, path: Path) -> None:
     began = time.monotonic()
     logged(path, "chat", False, ValueError(text), secrets=[SECRET])
     assert time.monotonic() - began < 10
+
+
+# What strikes while CPython closes a generator is printed, not raised.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_at_any_point_leaves_no_lock_held(tmp_path: Path) -> None:
+    logger, points = ErrorLogger(tmp_path / "errors.log"), 0
+
+    def log_twice() -> None:
+        logger.log_request("chat", True, None, {"key": "plain"})
+        logger.log_request("chat", False, TimeoutError("Bearer abc"), {"prompt": "Hello"})
+
+    for points in interrupt_everywhere(log_twice):  # noqa: B007
+        locks = [value for value in vars(logger).values() if hasattr(value, "locked")]
+        assert not any(lock.locked() for lock in locks)
+        logger.log_request("chat", True)
+    assert points > 40

@@ -1,7 +1,8 @@
-"""The rules of lib/fallback.py: who is asked, in which order, and what counts as an answer."""
+"""lib/fallback.py: which strategies are tried, in which order, and what is an answer."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import random
@@ -10,8 +11,19 @@ from typing import Any
 
 import pytest
 
-from lib.errors import AuthenticationError, InternalServerError, UnprocessableEntityError
-from lib.fallback import AllStrategiesFailedError, FallbackHandler, Strategy
+from lib.circuit_breaker import CircuitOpenError
+from lib.errors import (
+    APIResponseValidationError,
+    APIStreamBrokenError,
+    AuthenticationError,
+    BadRequestError,
+    InternalServerError,
+    InvalidRequestError,
+    RateLimitError,
+    UnprocessableEntityError,
+)
+from lib.fallback import AllStrategiesFailedError, FallbackHandler, Strategy, is_client_error
+from lib.rate_limiter import RateLimitTimeoutError
 from support import run_in_threads
 
 
@@ -230,3 +242,94 @@ def test_one_handler_keeps_the_errors_of_each_call_apart() -> None:
         assert len(raised.value.errors) == 1
         assert len(traceback.extract_tb(raised.value.__traceback__)) == 2
     assert handler.execute({"divisor": 1}) == 1
+
+
+class TestAsync:
+    """The same rules, awaited; strategies may be a mix of plain and async functions."""
+
+    @staticmethod
+    async def failing(context: dict[str, Any]) -> None:
+        raise ConnectionError("down")
+
+    @staticmethod
+    async def answering(context: dict[str, Any]) -> str:
+        await asyncio.sleep(0)
+        return f"{context['prompt']} answer"
+
+    @pytest.mark.parametrize("last", ["async", "plain"])
+    def test_plain_and_async_strategies_mix(self, last: str) -> None:
+        handler = FallbackHandler()
+        handler.add_strategy("async", self.failing, priority=3)
+        handler.add_strategy("none", lambda context: None, priority=2)
+        plain = lambda context: f"{context['prompt']} answer"  # noqa: E731
+        handler.add_strategy("last", self.answering if last == "async" else plain)
+        assert asyncio.run(handler.execute_async({"prompt": "my"})) == "my answer"
+
+    def test_all_failed(self) -> None:
+        handler = FallbackHandler()
+        handler.add_strategy("async", self.failing)
+        with pytest.raises(AllStrategiesFailedError) as failed:
+            asyncio.run(handler.execute_async())
+        assert isinstance(failed.value.errors["async"], ConnectionError)
+        assert failed.value.__cause__ is failed.value.errors["async"]
+
+    def test_a_client_error_ends_the_search(self) -> None:
+        async def wrong_key(context: dict[str, Any]) -> None:
+            raise AuthenticationError(401, "Unauthorized")
+
+        handler = FallbackHandler()
+        handler.add_strategy("api", wrong_key, priority=1)
+        handler.add_strategy("apology", self.answering)
+        with pytest.raises(AuthenticationError):
+            asyncio.run(handler.execute_async())
+
+    def test_a_cancelled_task_tries_no_further_strategy(self) -> None:
+        async def main() -> None:
+            tried: list[str] = []
+
+            async def hang(context: dict[str, Any]) -> None:
+                tried.append("hang")
+                await asyncio.sleep(60)
+
+            handler = FallbackHandler()
+            handler.add_strategy("hang", hang, priority=1)
+            handler.add_strategy("next", lambda context: tried.append("next"))
+            task = asyncio.create_task(handler.execute_async())
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert tried == ["hang"]
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+        asyncio.run(main())
+
+    def test_execute_rejects_an_async_strategy(self) -> None:
+        """Otherwise an un-awaited coroutine would be taken for an answer."""
+        handler = FallbackHandler()
+        handler.add_strategy("async", self.answering)
+        with pytest.raises(TypeError, match="use execute_async"):
+            handler.execute()
+
+
+class TestClientError:
+    """One predicate says what is the caller's mistake, which a fallback would only hide."""
+
+    @pytest.mark.parametrize(
+        ("error", "expected"),
+        [
+            (AuthenticationError(401, ""), True),
+            (BadRequestError(400, ""), True),
+            (InvalidRequestError(""), True),
+            (RateLimitError(429, ""), False),
+            (InternalServerError(503, ""), False),
+            (APIResponseValidationError(""), False),
+            (APIStreamBrokenError("", ""), False),
+            (RateLimitTimeoutError(), False),
+            (CircuitOpenError("api", 1), False),
+            (ValueError(), False),
+        ],
+        ids=repr,
+    )
+    def test_client_error(self, error: Exception, expected: bool) -> None:
+        assert is_client_error(error) is expected

@@ -888,3 +888,88 @@ def test_a_taken_port_is_said_in_one_sentence(
     assert out == ""
     assert err.startswith(f"Can't listen on port {port} (")
     assert err.count("\n") == 1
+
+
+class TestFaultsByChance:
+    """A word with @ hits a share of all requests that follow; a seed decides which."""
+
+    @staticmethod
+    def drawn(script: str, seed: int, count: int = 1000) -> list[str]:
+        faults = parse_faults(script, seed)
+        return [next(faults).kind for _ in range(count)]
+
+    def test_the_same_seed_hits_the_same_requests(self) -> None:
+        assert self.drawn("503@20%", 1) == self.drawn("503@20%", 1)
+        assert self.drawn("503@20%", 1) != self.drawn("503@20%", 2)
+
+    def test_the_share_is_as_asked_and_several_words_share_the_requests(self) -> None:
+        kinds = Counter(self.drawn("ok*10,503@20%,drop@5%", 3, 4010)[10:])
+        assert 700 < kinds["status"] < 900
+        assert 140 < kinds["drop"] < 260
+        assert set(kinds) == {"ok", "status", "drop"}
+
+    @pytest.mark.parametrize(
+        ("script", "message"),
+        [
+            ("503@20", "a share is a percentage up to 100, such as 503@20%"),
+            ("503@101%", "a share is a percentage up to 100"),
+            ("503@20%,ok", "words with @ come last"),
+            ("503@60%,drop@50%", "add up to more than 100 %"),
+            ("rain@20%", "unknown fault 'rain@20%'"),
+        ],
+    )
+    def test_a_mistake_is_explained(self, script: str, message: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            parse_faults(script)
+
+
+class TestDiagnosis:
+    @pytest.mark.parametrize(
+        ("script", "message"),
+        [
+            ("503 503", "'503 503': separate words with commas"),
+            ("429x3", "did you mean 429*3?"),
+            ("Timeout", "did you mean timeout?"),
+            ("slow", "slow needs seconds, up to a day: slow:1.5"),
+            ("html", "html needs a status from 400 to 599: html:502"),
+            ("ok:2", "ok takes no number"),
+            ("200", "a status is a number from 400 to 599"),
+        ],
+    )
+    def test_a_mistake_is_explained(self, script: str, message: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            parse_faults(script)
+
+    def test_the_quotes_that_cmd_exe_passes_on_are_dropped(self) -> None:
+        assert next(parse_faults("'503*'")).status == 503
+
+
+class TestTokensPerMinute:
+    def test_the_window_debits_what_was_used_and_says_what_is_left(self) -> None:
+        with MockServer(tokens_per_minute=20) as server:
+            replies = [ask(server) for _ in range(3)]
+        assert [reply.status for reply in replies] == [200, 200, 429]
+        name = "x-ratelimit-remaining-tokens-minute"
+        assert [reply.headers[name] for reply in replies] == ["12", "4", "4"]
+        assert int(replies[2].headers["Retry-After"]) == 60
+
+    def test_models_are_not_limited_and_tell_no_limits(self) -> None:
+        with MockServer(tokens_per_minute=1, requests_per_minute=1) as server:
+            for _ in range(3):
+                reply = ask(server, method="GET", path="/v1/models")
+                assert reply.status == 200
+                assert not [name for name in reply.headers if "ratelimit" in name]
+
+
+def test_noquota_is_a_429_with_a_limit_of_zero() -> None:
+    with MockServer("noquota") as server:
+        reply = ask(server)
+    assert (reply.status, reply.headers["x-ratelimit-limit-req-minute"]) == (429, "0")
+
+
+def test_drip_sends_the_body_byte_by_byte() -> None:
+    with MockServer("drip:0.001") as server:
+        started_at = time.monotonic()
+        assert ask(server).status == 200
+        assert time.monotonic() - started_at > 0.1
+        assert (server.log[0].duration or 0) > 0.1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
 import os
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,12 +29,14 @@ from lib.errors import (
     InsufficientQuotaError,
     InternalServerError,
     InvalidRequestError,
+    MistralError,
     RateLimitError,
 )
 from lib.mock_server import MockServer
 from lib.rate_limiter import RateLimiter
 from lib.resilient_client import MAX_REMEMBERED_ERRORS, ResilientMistralClient
 from lib.retry import Retrier, RetryBudget
+from lib.token_limiter import TokenLimiter, estimate_tokens
 from support import run_in_threads
 
 HELLO = [{"role": "user", "content": "Hello!"}]
@@ -440,3 +444,132 @@ def test_the_retriers_deadline_bounds_the_wait_for_a_slot_too(
     with pytest.raises(TimeoutError, match=r"no request may start within 0\.5 s"):
         robust.request(ending_in("never asked"))
     assert clock.waits == []
+
+
+class TestStream:
+    """All helpers until the first piece; then the stream is committed."""
+
+    def stream_under(
+        self, faults: str, log: Path, read: Callable[[Iterator[str]], object], **helpers: Any
+    ) -> tuple[object, ResilientMistralClient, list[str]]:
+        with MockServer(faults) as server, MistralClient("k", base_url=server.url) as client:
+            retrier = Retrier(3, base_delay=0.01)
+            robust = ResilientMistralClient(
+                client, logger=ErrorLogger(log), **{"retrier": retrier, **helpers}
+            )
+            result = read(robust.stream(HELLO, max_tokens=10))
+            return result, robust, [request.outcome for request in server.log]
+
+    def test_failures_before_the_first_piece_are_retried(self, log: Path) -> None:
+        text, _, requests = self.stream_under("503,drop", log, "".join)
+        assert text == "Hello! How can I assist you today?"
+        assert requests == ["503", "drop", "200"]
+        assert [line["context"]["attempts"] for line in lines_in(log)] == [3]
+        assert lines_in(log)[0]["success"]
+
+    def test_after_the_first_piece_it_is_committed_and_no_piece_comes_twice(
+        self, log: Path
+    ) -> None:
+        pieces: list[str] = []
+
+        def read(stream: Iterator[str]) -> None:
+            with pytest.raises(APIStreamBrokenError) as broken:
+                pieces.extend(stream)
+            assert broken.value.partial_text.startswith("Hello!")
+
+        _, robust, requests = self.stream_under("cut", log, read)
+        assert requests == ["200 (cut)"]
+        assert [line["error"]["class"] for line in lines_in(log)] == ["APIStreamBrokenError"]
+        assert [entry["type"] for entry in robust.error_log] == ["APIStreamBrokenError"]
+
+    def test_a_broken_stream_counts_against_the_service(self, log: Path) -> None:
+        def read(stream: Iterator[str]) -> None:
+            with pytest.raises(APIStreamBrokenError):
+                list(stream)
+
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        self.stream_under("cut", log, read, breaker=breaker)
+        assert breaker.state == "open"
+
+    def test_a_reader_that_stops_early_gets_its_log_line_and_closes_the_connection(
+        self, log: Path
+    ) -> None:
+        def read(stream: Iterator[str]) -> str:
+            first = next(stream)
+            stream.close()  # type: ignore[attr-defined]
+            return first
+
+        first, _, _ = self.stream_under("ok", log, read)
+        assert first == "Hello! "
+        assert [line["success"] for line in lines_in(log)] == [True]
+
+    def test_tokens_are_settled_at_the_end_and_stay_spent_when_the_reader_stops_early(
+        self, log: Path
+    ) -> None:
+        limiter = TokenLimiter(1000)
+        self.stream_under("ok", log, list, token_limiter=limiter)
+        assert limiter.available == 1000 - 8
+        limiter = TokenLimiter(1000)
+        self.stream_under("ok", log, next, token_limiter=limiter)
+        assert limiter.available == 1000 - estimate_tokens(HELLO, 10)
+
+    def test_an_open_circuit_sends_nothing(self, log: Path) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        with pytest.raises(ConnectionError):
+            breaker.call(ending_in_connection_error)
+
+        def read(stream: Iterator[str]) -> None:
+            with pytest.raises(CircuitOpenError):
+                next(stream)
+
+        _, _, requests = self.stream_under("ok", log, read, breaker=breaker)
+        assert requests == []
+
+
+def ending_in_connection_error() -> None:
+    raise ConnectionError
+
+
+class TestTotalTimeout:
+    """Every attempt gets no more time than is left of the retrier's total."""
+
+    @pytest.mark.parametrize("faults", ["drip:0.05*", "timeout*", "slow:30*"])
+    def test_a_request_ends_in_time_whatever_the_server_does(self, faults: str, log: Path) -> None:
+        with MockServer(faults) as server, MistralClient("k", base_url=server.url) as client:
+            robust = ResilientMistralClient(
+                client,
+                retrier=Retrier(5, base_delay=0.01, total_timeout=0.5),
+                logger=ErrorLogger(log),
+            )
+            started_at = time.monotonic()
+            with pytest.raises(APITimeoutError, match="total timeout"):
+                robust.chat(HELLO)
+            assert time.monotonic() - started_at < 2  # without it, 60 s and more
+
+
+class TestTokenLimiter:
+    def test_a_rejected_request_gives_its_tokens_back_and_a_timeout_does_not(
+        self, log: Path
+    ) -> None:
+        estimate = estimate_tokens(HELLO, 10)
+        for faults, available in [("400", 1000), ("timeout", 1000 - estimate), ("ok", 1000 - 8)]:
+            limiter = TokenLimiter(1000)
+            with (
+                MockServer(faults) as server,
+                MistralClient("k", base_url=server.url, timeout=0.2) as client,
+                contextlib.suppress(MistralError),
+            ):
+                ResilientMistralClient(
+                    client, retrier=Retrier(1), token_limiter=limiter, logger=ErrorLogger(log)
+                ).chat(HELLO, max_tokens=10)
+            assert limiter.available == available, faults
+
+
+class TestPacing:
+    def test_nothing_is_paced_without_a_limiter(self, client: MistralClient, log: Path) -> None:
+        robust = ResilientMistralClient(client, logger=ErrorLogger(log))
+        assert robust.limiter is None
+        started_at = time.monotonic()
+        for _ in range(20):
+            robust.request(ending_in("answer"))
+        assert time.monotonic() - started_at < 5  # at 60 per minute it would take 19 s

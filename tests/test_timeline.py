@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from examples.timeline import WIDTH, timeline
 from lib.mock_server import LoggedRequest
-from support import ROOT, run, transcript
+from support import ROOT, Outcome, run, run_parallel, transcript
 
 SHOWN = {
     ("02_backoff", "503,503"): [(0.0, "503"), (1.0, "503"), (3.0, "200")],
@@ -45,13 +47,24 @@ class TestTimeline:
         assert timeline([]) == ["The server saw no requests."]
 
 
+@pytest.fixture(scope="module")
+def traced() -> Callable[[str], Outcome]:
+    """The lessons with --trace, run in parallel."""
+
+    def start(script: str, faults: str) -> Callable[[], Outcome]:
+        path = str(ROOT / "examples" / f"{script}.py")
+        return lambda: run(path, "--faults", faults, "--trace")
+
+    return run_parallel({script: start(script, faults) for script, faults in SHOWN})
+
+
 @pytest.mark.parametrize(("script", "faults"), SHOWN)
 class TestTrace:
     def test_the_lessons_timeline_shows_when_each_request_came(
-        self, script: str, faults: str
+        self, script: str, faults: str, traced: Callable[[str], Outcome]
     ) -> None:
-        """Within a quarter of a second: a busy machine is late."""
-        outcome = run(str(ROOT / "examples" / f"{script}.py"), "--faults", faults, "--trace")
+        """Half a second late at most: the machine may be busy."""
+        outcome = traced(script)
         lines = [line for line in outcome.err.splitlines() if " s  |" in line]
         seen = [(float(line.split(" s")[0]), line.rsplit("| ", 1)[1]) for line in lines]
         assert [outcome for _, outcome in seen] == [each for _, each in SHOWN[script, faults]]
