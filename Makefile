@@ -8,7 +8,7 @@ BENCH := .venv-bench
 BENCH_BIN := $(BENCH)/$(notdir $(BIN))
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all run-failures check test soak bench clean
+.PHONY: help run-all run-failures check test soak bench bench-sdks clean
 
 help:
 	@echo "make run-all        run the six lessons, in order"
@@ -19,6 +19,7 @@ help:
 	@echo "make test           run the tests"
 	@echo "make soak           16 threads, thousands of calls, every fault there is (half a minute)"
 	@echo "make bench          time the helpers beside what you might pick instead (three minutes)"
+	@echo "make bench-sdks     the helpers around the official SDKs, against the mock server"
 	@echo "make clean          remove the virtual environments and caches"
 
 run-all: $(READY)
@@ -49,6 +50,9 @@ soak: $(READY)
 
 bench: $(BENCH)/installed
 	@PYTHONPATH=. $(BENCH_BIN)/python tests/benchmarks/bench.py
+
+bench-sdks: $(BENCH)/installed
+	@PYTHONPATH=. $(BENCH_BIN)/python tests/benchmarks/sdks.py
 
 clean:
 	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache

@@ -183,7 +183,7 @@ def _run_offline(lesson: Lesson, faults: str, options: argparse.Namespace) -> No
         with (
             server,
             MistralClient(
-                "no-key", base_url=server.url, timeout=timeout, total_timeout=timeout + 2
+                "no-key", base_url=server.url, timeout=timeout, total_timeout=2 * timeout
             ) as client,
         ):
             lesson(client)

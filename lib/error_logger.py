@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Log every call as one JSON line, count what happens, and raise the alarm once.
+"""Log every call as one JSON line, count what happens, and alert once.
 
 Copy this file alone: it needs the standard library only.
 
@@ -70,17 +70,18 @@ class Metrics(TypedDict):
 
 
 class ErrorLogger:
-    """Appends records to ``path``, one JSON object a line; safe for threads and processes.
+    """Append records to ``path``, one JSON object per line.
 
-    A record is one write to a file opened for appending, which POSIX keeps whole
-    among many writers. A log that can't be written never breaks the caller: the
-    record is counted in ``dropped_records`` and the trouble said once on stderr. ``secrets``
-    are blotted out wherever they occur, as are bearer tokens, passwords in URLs and
-    what is named like a key.
+    A record is one write to a file opened for appending, which POSIX keeps whole among
+    many writers, so threads and processes may share a file. A log that can't be written
+    never breaks the caller: the record is counted in ``dropped_records``, and stderr says
+    so once. ``secrets`` are redacted wherever they occur, as are bearer tokens, passwords
+    in URLs and any field whose name looks like a secret (api_key, password...).
 
-    ``alert(failure_rate)`` is called when more than ``alert_threshold`` (0 to 1) of
-    the last ``alert_window`` requests failed: once, until the rate has come down again.
-    Raises ValueError for a threshold or a window that cannot be right.
+    ``alert(failure_rate)`` fires once when the failure rate of the last ``alert_window``
+    requests rises above ``alert_threshold`` (0 to 1), and re-arms when it falls back.
+
+    Thread-safe. Raises ValueError for a wrong argument.
     """
 
     def __init__(
@@ -93,22 +94,24 @@ class ErrorLogger:
         secrets: Iterable[str] = (),
     ) -> None:
         if not 0 <= alert_threshold < 1:
-            raise ValueError(f"alert_threshold must be 0 or more, below 1, not {alert_threshold!r}")
+            raise ValueError(
+                f"alert_threshold must be a number >= 0 and < 1, got {alert_threshold!r}"
+            )
         if not (isinstance(alert_window, int) and alert_window >= 1):
-            raise ValueError(f"alert_window must be a whole number from 1, not {alert_window!r}")
+            raise ValueError(f"alert_window must be an integer >= 1, got {alert_window!r}")
         self.path = os.fspath(path)
         self.dropped_records = 0
         self._alert = alert
         self._alert_threshold = alert_threshold
         self._alerted = False
         self._recent_failures: deque[bool] = deque(maxlen=alert_window)
-        spellings = {text for secret in secrets for text in _spellings(secret)}
+        spellings = {text for secret in secrets for text in _encodings(secret)}
         self._secrets = sorted(spellings, key=len, reverse=True)  # the longest is replaced first
         self._hints = _HINTS + tuple(json.dumps(text)[1:-1].lower() for text in self._secrets)
         self._successful = 0
         self._failed = 0
         self._errors_by_type: dict[str, int] = {}
-        self._line_is_torn = False
+        self._last_line_incomplete = False
         self._count_lock = threading.Lock()
         self._file_lock = threading.Lock()
 
@@ -119,15 +122,15 @@ class ErrorLogger:
         error: BaseException | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record one request: its ``type`` ("chat"), its outcome and what is worth knowing.
+        """Record one request: its ``type`` ("chat"), its outcome, and a context of your own.
 
-        Raises nothing: what is not JSON in ``context`` is written as text.
+        Raises nothing; what is not JSON in ``context`` is written as text.
         """
         record = {
             "timestamp": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "type": type,
             "success": success,
-            "error": None if error is None else _described(error),
+            "error": None if error is None else _error_fields(error),
             "context": {} if context is None else context,
         }
         line = self._to_json(record) + "\n"
@@ -136,15 +139,15 @@ class ErrorLogger:
         with self._file_lock:
             trouble = self._append(line.encode("ascii"))
         if trouble:
-            _say(f"The log {self.path} can't be written ({trouble}): records are lost.")
+            _print_err(f"The log {self.path} can't be written ({trouble}): records are lost.")
         if failure_rate is not None and self._alert:
             try:
                 self._alert(failure_rate)
             except Exception as broken:
-                _say(f"The alert failed ({_class_name(broken)}).")
+                _print_err(f"The alert failed ({_class_name(broken)}).")
 
     def metrics(self) -> Metrics:
-        """A consistent copy of the counts."""
+        """Return a consistent copy of the counts."""
         with self._count_lock:
             total = self._successful + self._failed
             return {
@@ -173,20 +176,20 @@ class ErrorLogger:
         return rate if self._alerted and not was_above else None
 
     def _append(self, line: bytes) -> str:
-        """Write the line; returns what is wrong, if it is the first time, else ''."""
-        if self._line_is_torn:
-            line = b"\n" + line  # a disk that was full cut the last one off
+        """Write the line. Return what is wrong the first time that it fails, else ''."""
+        if self._last_line_incomplete:
+            line = b"\n" + line  # a full disk cut the last one short
         try:
-            # Opened anew each time, so that a rotated or deleted log is simply begun again.
+            # Opened for each record, so that a rotated or deleted log is simply created again.
             file = os.open(self.path, APPEND, 0o666)
             try:
                 written = os.write(file, line)
             finally:
                 os.close(file)
             if written == len(line):
-                self._line_is_torn = False
+                self._last_line_incomplete = False
                 return ""
-            self._line_is_torn = written > 0 or self._line_is_torn
+            self._last_line_incomplete = written > 0 or self._last_line_incomplete
             trouble = "the disk is full"
         except (OSError, ValueError) as error:
             trouble = getattr(error, "strerror", None) or str(error)
@@ -194,7 +197,7 @@ class ErrorLogger:
         return trouble if self.dropped_records == 1 else ""
 
     def _to_json(self, record: dict[str, Any]) -> str:
-        """The record as one line of ASCII, without secrets."""
+        """Return the record as one line of ASCII, without secrets."""
         with contextlib.suppress(Exception):
             line = _strictly_json(record)
             lowered = line.lower()
@@ -203,7 +206,7 @@ class ErrorLogger:
         return json.dumps(self._clean(record))
 
     def _clean(self, value: Any, depth: int = 0) -> Any:
-        """The value as JSON can carry it, without secrets; what JSON cannot carry, as text."""
+        """Return the value as JSON can carry it, without secrets; the rest as text."""
         try:
             if value is None or isinstance(value, bool):
                 return value
@@ -215,12 +218,12 @@ class ErrorLogger:
                 return dict(self._clean_item(*item, depth + 1) for item in value.items())
             if isinstance(value, (list, tuple, set, frozenset)) and depth < MAX_DEPTH:
                 return [self._clean(item, depth + 1) for item in value]
-            return self._redacted(value if isinstance(value, str) else _text(value))
+            return self._redacted(value if isinstance(value, str) else _safe_str(value))
         except Exception:
             return UNREADABLE
 
     def _clean_item(self, key: Any, value: Any, depth: int) -> tuple[str, Any]:
-        name, cleaned = _text(key), self._clean(value, depth)
+        name, cleaned = _safe_str(key), self._clean(value, depth)
         if _NAMES_A_SECRET.search(name) and cleaned not in (None, False, True, ""):
             cleaned = REDACTED
         return self._redacted(name), cleaned
@@ -231,9 +234,9 @@ class ErrorLogger:
         return _SECRET_IN_TEXT.sub(rf"\1\2{REDACTED}", text)
 
 
-def _described(error: BaseException) -> dict[str, Any]:
-    """The class, the text, and the two facts of an API's error that support asks for."""
-    described: dict[str, Any] = {"class": _class_name(error), "message": _text(error)}
+def _error_fields(error: BaseException) -> dict[str, Any]:
+    """Return the class, the text, and what the API's support asks for."""
+    described: dict[str, Any] = {"class": _class_name(error), "message": _safe_str(error)}
     for name in ("status_code", "request_id"):
         try:
             described[name] = getattr(error, name, None)
@@ -242,8 +245,8 @@ def _described(error: BaseException) -> dict[str, Any]:
     return described
 
 
-def _spellings(secret: str) -> set[str]:
-    """How a secret may look in a text: as it is, in a repr, in JSON, in JSON within JSON."""
+def _encodings(secret: str) -> set[str]:
+    """Return how a secret may look: as it is, in a repr, in JSON, in JSON within JSON."""
     json_text = json.dumps(secret)
     inner = {repr(secret)[1:-1], ascii(secret)[1:-1], json_text[1:-1], json.dumps(json_text)[3:-3]}
     return {text for text in {secret, *inner} if text}
@@ -253,15 +256,15 @@ def _class_name(error: BaseException) -> str:
     return error.__class__.__name__
 
 
-def _text(value: Any) -> str:
+def _safe_str(value: Any) -> str:
     try:
         return str(value)
     except Exception:
         return UNREADABLE
 
 
-def _say(sentence: str) -> None:
-    """Tell stderr, if there is one: a log must not fail for lack of a console."""
+def _print_err(sentence: str) -> None:
+    """Print on stderr, if there is one: a log must not fail for lack of a console."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             print(sentence, file=sys.stderr)

@@ -93,7 +93,7 @@ class RateLimiter:
                 if waiter.is_first:
                     time.sleep(wait)
                 else:
-                    waiter.called.wait(min(wait, threading.TIMEOUT_MAX))
+                    waiter.wait_until_called(wait)
         except BaseException:
             try:
                 self._leave(waiter)
@@ -113,7 +113,7 @@ class RateLimiter:
                 if waiter.is_first:
                     await asyncio.sleep(wait)
                 else:
-                    await waiter.wait_until_called(wait)
+                    await waiter.wait_until_called_async(wait)
         except BaseException:
             try:
                 self._leave(waiter)
@@ -205,29 +205,38 @@ class _Waiter:
         self.joined_at: float | None = None
         self.is_first = False
         self.waited = 0.0
-        self.called = threading.Event()
+        self._set_up()
+
+    def _set_up(self) -> None:
+        self._called = threading.Event()
 
     def call(self) -> None:
-        self.called.set()
+        self._called.set()
+
+    def wait_until_called(self, seconds: float) -> None:
+        self._called.wait(min(seconds, threading.TIMEOUT_MAX))
 
 
 class _TaskWaiter(_Waiter):
     """An asyncio task in line; its event loop may run in another thread than its caller's."""
 
-    def __init__(self, timeout: float | None) -> None:
-        super().__init__(timeout)
+    def _set_up(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._called = asyncio.Event()
+        self._future = self._loop.create_future()
 
     def call(self) -> None:
-        self._loop.call_soon_threadsafe(self._called.set)
+        if asyncio._get_running_loop() is self._loop:
+            self._wake()
+        else:
+            self._loop.call_soon_threadsafe(self._wake)
 
-    async def wait_until_called(self, seconds: float) -> None:
-        if seconds == math.inf:
-            await self._called.wait()
-            return
-        timer = self._loop.call_later(seconds, self._called.set)
+    async def wait_until_called_async(self, seconds: float) -> None:
+        timer = self._loop.call_later(min(seconds, threading.TIMEOUT_MAX), self._wake)
         try:
-            await self._called.wait()
+            await self._future
         finally:
             timer.cancel()
+
+    def _wake(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)

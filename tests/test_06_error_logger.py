@@ -85,10 +85,10 @@ def test_a_log_that_cannot_be_written_is_said_once_and_fails_the_lesson_at_its_e
 def test_real_calls_are_read_back_from_where_this_run_began_with_one_alert(
     log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weather = ("--faults", "ok,503,401")
-    run_in_process("06_error_logger", monkeypatch, *weather)
+    faults = ("--faults", "ok,503,401")
+    run_in_process("06_error_logger", monkeypatch, *faults)
     first = capsys.readouterr().out
-    run_in_process("06_error_logger", monkeypatch, *weather)
+    run_in_process("06_error_logger", monkeypatch, *faults)
 
     assert capsys.readouterr().out == first
     assert first.count("ALERT: 67% of the last 3 requests failed") == 1

@@ -51,9 +51,9 @@ class Slip(NamedTuple):
 
 SLIPS = (
     Slip(1, "self._idle.append(connection)", "pass",
-         "a connection that was given back is used again"),
+         "a returned connection is used again"),
     Slip(1, "acquire(timeout=timeout)", "acquire(blocking=False)",
-         "who asks while all are out gets the next one that is given back"),
+         "a caller that finds every connection checked out gets the next one returned"),
     Slip(1, "            raise TimeoutError(", "            self._places.release()\n"
          "            raise TimeoutError(",
          "waiting too long is a TimeoutError, and uses up no place"),
@@ -135,7 +135,7 @@ SLIPS = (
     Slip(3, 'if health["api_status"] != "up":', "if False:",
          "no chat is paid for while the API is down"),
     Slip(4, "return retrier.call(attempt)", "attempt()\n    return attempt()",
-         "in good weather the answer comes at once"),
+         "without faults the answer comes at once"),
     Slip(4, "return retrier.call(attempt)", "return attempt()",
          "a failure is tried again"),
     Slip(4, "        limiter.acquire()\n", "", "each attempt is paced"),
@@ -337,7 +337,7 @@ def test_a_console_without_ticks_gets_plain_ones(told: Callable[[str], Outcome])
     ("what", "sentence"),
     [
         ("syntax error", r"Python can't read your file \(.+\) at line 3: def get\(:"),
-        ("endless import", "your file did not come back within 0.3 s: is there an endless loop?"),
+        ("endless import", "your file did not return within 0.3 s: is there an endless loop?"),
         ("leaves", r"your code raised SystemExit \(3\) at line 2: sys.exit\(3\)"),
     ],
 )
@@ -355,7 +355,7 @@ def test_a_rule_that_hangs_is_cut_off_and_the_others_are_not_tried(
 ) -> None:
     code, out, err = told("lock held")
     assert (code, err) == (1, "")
-    assert "it did not come back within 0.8 s: is a lock held while waiting" in out
+    assert "it did not return within 0.8 s: is a lock held while waiting" in out
     tried, _, rest = out.partition("not yet")
     assert "✓ ok" in tried
     assert "✓" not in rest
@@ -365,7 +365,7 @@ def test_a_rule_that_hangs_is_cut_off_and_the_others_are_not_tried(
 def test_an_endless_loop_is_cut_off(told: Callable[[str], Outcome]) -> None:
     code, out, err = told("endless loop")
     assert (code, err) == (1, "")
-    assert "it did not come back within 0.3 s" in out
+    assert "it did not return within 0.3 s" in out
 
 
 def test_an_error_is_shown_with_its_line(told: Callable[[str], Outcome]) -> None:

@@ -972,4 +972,4 @@ def test_drip_sends_the_body_byte_by_byte() -> None:
         started_at = time.monotonic()
         assert ask(server).status == 200
         assert time.monotonic() - started_at > 0.1
-        assert (server.log[0].duration or 0) > 0.1
+    assert (server.log[0].duration or 0) > 0.1

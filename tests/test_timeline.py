@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from examples.timeline import WIDTH, timeline
 from lib.mock_server import LoggedRequest
-from support import ROOT, Outcome, run, run_parallel, transcript
+from support import ROOT, Child, Outcome, run, transcript
 
 SHOWN = {
     ("02_backoff", "503,503"): [(0.0, "503"), (1.0, "503"), (3.0, "200")],
@@ -19,6 +20,8 @@ SHOWN = {
     ],
     ("04_circuit_breaker", "ok,503,503"): [(0.0, "200"), (0.0, "503"), (0.0, "503"), (1.1, "200")],
 }
+
+SHORT = ("token_limits", "asyncio_client")
 
 
 def request(arrived: float, duration: float | None, outcome: str = "200") -> LoggedRequest:
@@ -47,24 +50,21 @@ class TestTimeline:
         assert timeline([]) == ["The server saw no requests."]
 
 
-@pytest.fixture(scope="module")
-def traced() -> Callable[[str], Outcome]:
-    """The lessons with --trace, run in parallel."""
+def children(folder: Path) -> dict[str, Child]:
+    def script(name: str, *arguments: str) -> Child:
+        return Child((str(ROOT / "examples" / f"{name}.py"), *arguments))
 
-    def start(script: str, faults: str) -> Callable[[], Outcome]:
-        path = str(ROOT / "examples" / f"{script}.py")
-        return lambda: run(path, "--faults", faults, "--trace")
-
-    return run_parallel({script: start(script, faults) for script, faults in SHOWN})
+    traced = {f"trace {name}": script(name, "--faults", f, "--trace") for name, f in SHOWN}
+    return {**traced, **{f"short {name}": script(name) for name in SHORT}}
 
 
 @pytest.mark.parametrize(("script", "faults"), SHOWN)
 class TestTrace:
     def test_the_lessons_timeline_shows_when_each_request_came(
-        self, script: str, faults: str, traced: Callable[[str], Outcome]
+        self, script: str, faults: str, outcome_of: Callable[[str], Outcome]
     ) -> None:
         """Half a second late at most: the machine may be busy."""
-        outcome = traced(script)
+        outcome = outcome_of(f"trace {script}")
         lines = [line for line in outcome.err.splitlines() if " s  |" in line]
         seen = [(float(line.split(" s")[0]), line.rsplit("| ", 1)[1]) for line in lines]
         assert [outcome for _, outcome in seen] == [each for _, each in SHOWN[script, faults]]
@@ -78,7 +78,9 @@ def test_plain_ascii_where_the_console_can_do_no_more() -> None:
     assert "|#" in outcome.err
 
 
-@pytest.mark.parametrize("script", ["token_limits", "asyncio_client"])
-def test_a_short_lesson_prints_its_transcript(script: str) -> None:
-    outcome = run(str(ROOT / "examples" / f"{script}.py"))
+@pytest.mark.parametrize("script", SHORT)
+def test_a_short_lesson_prints_its_transcript(
+    script: str, outcome_of: Callable[[str], Outcome]
+) -> None:
+    outcome = outcome_of(f"short {script}")
     assert (outcome.code, outcome.out) == (0, transcript(script)), outcome.err

@@ -81,7 +81,7 @@ def check(
         if path.parent.name != "solutions":
             say(f"Compare: examples/solutions/{EXERCISES[number]}")
         return 0
-    say(f"\n{held} of {len(rules)} rules hold. Mend the first that doesn't, and check again.")
+    say(f"\n{held} of {len(rules)} rules hold. Fix the first that doesn't, and check again.")
     hints = getattr(their, "HINTS", ())
     if hint <= len(hints):
         say("\n" + textwrap.fill(f"Hint {hint} of {len(hints)}: {hints[hint - 1]}", WIDTH))
@@ -98,7 +98,7 @@ def load_learners_file(path: Path, limit: float = SECONDS_A_RULE) -> Any:
         where = f" at line {error.lineno}: {error.text.strip()}" if error.text else ""
         raise NotEvenLoadedError(f"Python can't read your file ({error.msg}){where}") from error
     except DidNotComeBackError as error:
-        message = f"your file did not come back within {limit:g} s: is there an endless loop?"
+        message = f"your file did not return within {limit:g} s: is there an endless loop?"
         raise NotEvenLoadedError(message) from error
     except KeyboardInterrupt:
         raise
@@ -129,7 +129,7 @@ def _try(rule: Rule, their: Any, limit: float) -> Verdict:
         raise
     except DidNotComeBackError as error:
         why = "is a lock held while waiting, or taken twice by one thread?"
-        came_back = f"it did not come back within {limit:g} s: {why}"
+        came_back = f"it did not return within {limit:g} s: {why}"
         return Verdict(rule, "not yet", came_back, error)
     except BaseException as error:
         return Verdict(rule, "not yet", in_words(error, their.__file__), error)

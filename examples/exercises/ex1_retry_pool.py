@@ -1,16 +1,16 @@
-"""Exercise 1: a retry pool. A connection is dear to make, so keep it; but trust none.
+"""Exercise 1: a retry pool. A connection is expensive to make, so keep it, but check it.
 
 Build a pool that hands out connections to many threads. What a connection is (a
 MistralClient, a database's) the pool need not know: it is told how to make one and
 how to ask whether one still works.
 
-- At most `max_connections` exist at any moment, however many threads ask. When all of
-  them are out, whoever asks waits, and gets a TimeoutError when that takes too long.
-- One that is given back is used again. Before it is handed out it is asked whether it
-  still works: it may have gone bad while nobody used it. (One just made needs no check.)
+- At most `max_connections` exist at any moment, however many threads ask. When all are
+  checked out, a caller waits, and gets a TimeoutError when that takes too long.
+- A returned connection is used again. Before it is handed out, it is checked: it may have
+  become unhealthy while nobody used it. (A new one needs no check.)
 - One that doesn't work is closed, if it has a close(), and replaced. Making one may
   fail for a moment, so it is retried; if it fails for good, the error comes through.
-- No failure uses up a place: not a timeout, not an error.
+- No failure uses up a permit: not a timeout, not an error.
 - No lock is held while `create` or `is_healthy` runs: one slow call must not hold up
   every other thread.
 
@@ -66,7 +66,7 @@ class RetryPool(Generic[C]):
     def release_connection(self, connection: C) -> None:
         """Give a connection back.
 
-        Raises ValueError for one that isn't out: given back twice, or never from here.
+        Raises ValueError for one that isn't checked out: returned twice, or not from this pool.
         """
         raise NotImplementedError
 

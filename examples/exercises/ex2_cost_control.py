@@ -1,4 +1,4 @@
-"""Exercise 2: cost control. A loop that has gone wild must not empty the account.
+"""Exercise 2: cost control. A runaway loop must not use up the account's money.
 
 Build a controller that stands before every call and says whether there is money for it.
 What a call costs is known only when its answer has come, so:

@@ -1,4 +1,4 @@
-"""Exercise 3: a health monitor. Is the API well, and how would you know?
+"""Exercise 3: a health monitor. Is the API healthy, and how would you know?
 
 Build a monitor that answers from two sides:
 
@@ -10,7 +10,7 @@ Build a monitor that answers from two sides:
 
 Then see how far a green light can be trusted. With an account whose budget is used up,
 the list of models still comes (200), and every chat is refused (402, PaymentRequiredError).
-So the monitor has a second, dearer question: `check_chat()` asks for one token of chat.
+So the monitor has a second, more expensive question: `check_chat()` asks for one token of chat.
 
 A health check is for a dashboard: it tells of trouble, it never raises it.
 

@@ -2,7 +2,7 @@
 
 You have a client that calls, a retrier that tries again, a breaker that stops calling a
 service that is down, and a limiter that paces. Four parts can be put around one another in
-many ways. They all work in good weather; in bad weather only one does what you want:
+many ways. They all work while nothing fails; under faults only one does what you want:
 
 - Each attempt is news for the breaker. It should open in the middle of the retries,
   and with it they should end.
@@ -10,9 +10,9 @@ many ways. They all work in good weather; in bad weather only one does what you 
 - Each attempt is paced, the repeated ones too: a retry is a request like any other.
 - A request that the server calls bad is sent once, and doesn't count against the service.
 
-Predict first. The API answers 503 for ever, the retrier makes 4 attempts, the breaker opens
-after 2 failures. How many requests arrive with the retries inside the breaker, and how
-many with the breaker inside the retries? The check shows you what the server saw.
+Predict first. The API responds 503 to every request, the retrier makes 4 attempts, the
+breaker opens after 2 failures. How many requests arrive with the retries inside the breaker,
+and how many with the breaker inside the retries? The check shows what the server saw.
 
 Write the code between the two marks below, and see how far you are:
 

@@ -61,7 +61,7 @@ def works(connection: Any) -> bool:
 
 
 @rule(
-    "a connection that was given back is used again",
+    "a returned connection is used again",
     called="c = get_connection(), release_connection(c), get_connection()",
     expected="c again; create called once",
 )
@@ -93,9 +93,9 @@ def never_too_many(their: Any) -> str | None:
 
 
 @rule(
-    "who asks while all are out gets the next one that is given back",
-    called="max_connections=1; get_connection() while it is out; it is given back after 0.2 s",
-    expected="that connection, as soon as it is given back",
+    "a caller that finds every connection checked out gets the next one returned",
+    called="max_connections=1; get_connection() while it is checked out; returned after 0.2 s",
+    expected="that connection, as soon as it is returned",
 )
 def waits_for_one(their: Any) -> str | None:
     create = Factory()
@@ -168,7 +168,7 @@ def close_may_be_missing(their: Any) -> str | None:
     "get_connection()",
     expected="another connection; c is closed",
 )
-def error_means_sick(their: Any) -> str | None:
+def error_means_unhealthy(their: Any) -> str | None:
     def ask(connection: Connection) -> bool:
         raise UnavailableError("no answer to the health check")
 

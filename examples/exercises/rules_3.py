@@ -30,7 +30,7 @@ class Client(MistralClient):
 
 
 @contextlib.contextmanager
-def weather(faults: str, timeout: float = 4.0) -> Iterator[tuple[MockServer, Client]]:
+def server_under(faults: str, timeout: float = 4.0) -> Iterator[tuple[MockServer, Client]]:
     client: Client
     with MockServer(faults) as server, contextlib.closing(Client(server.url, timeout)) as client:
         yield server, client
@@ -46,7 +46,7 @@ def requests_seen(server: MockServer) -> str:
     expected='{"api_status": "up", "response_time": 0.1 or a little more, "error_rate": None}',
 )
 def up_in_so_many_seconds(their: Any) -> str | None:
-    with weather("slow:0.1") as (server, client):
+    with server_under("slow:0.1") as (server, client):
         health = their.HealthMonitor(client).check_health()
         if requests_seen(server) != "GET /v1/models":
             return f"the server saw: {requests_seen(server)}"
@@ -66,10 +66,10 @@ def up_in_so_many_seconds(their: Any) -> str | None:
 )
 def down_without_an_error(their: Any) -> str | None:
     for fault in ("503", "drop", "badjson", "timeout"):
-        with weather(fault, timeout=0.2 if fault == "timeout" else 4.0) as (_, client):
+        with server_under(fault, timeout=0.2 if fault == "timeout" else 4.0) as (_, client):
             health = their.HealthMonitor(client).check_health()
         if (health["api_status"], health["response_time"]) != ("down", None):
-            return f"{health}, in the weather {fault}"
+            return f"{health}, under the fault {fault}"
     return None
 
 
@@ -79,7 +79,7 @@ def down_without_an_error(their: Any) -> str | None:
     expected='"error_rate": 0.25',
 )
 def rate_of_failures(their: Any) -> str | None:
-    with weather("") as (_, client):
+    with server_under("") as (_, client):
         monitor = their.HealthMonitor(client)
         for success in (True, False, True, True):
             monitor.record(success)
@@ -93,7 +93,7 @@ def rate_of_failures(their: Any) -> str | None:
     expected='"error_rate": None',
 )
 def nothing_known(their: Any) -> str | None:
-    with weather("") as (_, client):
+    with server_under("") as (_, client):
         rate = their.HealthMonitor(client).check_health()["error_rate"]
     return None if rate is None else f'"error_rate": {rate!r}'
 
@@ -105,7 +105,7 @@ def nothing_known(their: Any) -> str | None:
     expected='"error_rate": 0.0, then None',
 )
 def old_calls_drop_out(their: Any) -> str | None:
-    with weather("") as (_, client):
+    with server_under("") as (_, client):
         monitor = their.HealthMonitor(client, window_seconds=60.0)
         monitor.record(False)
         move_clock(their, 40)
@@ -124,7 +124,7 @@ def old_calls_drop_out(their: Any) -> str | None:
     expected='"error_rate": 0.0',
 )
 def checks_are_not_recorded(their: Any) -> str | None:
-    with weather("503*") as (_, client):
+    with server_under("503*") as (_, client):
         monitor = their.HealthMonitor(client)
         monitor.record(True)
         monitor.check_health()
@@ -139,7 +139,7 @@ def checks_are_not_recorded(their: Any) -> str | None:
     expected='"error_rate": 0.625 (5 of 8)',
 )
 def threads_lose_nothing(their: Any) -> str | None:
-    with weather("") as (_, client):
+    with server_under("") as (_, client):
         monitor = their.HealthMonitor(client)
         good, bad = partial(monitor.record, True), partial(monitor.record, False)
         run_in_lockstep(their, *[good] * 3, *[bad] * 5)
@@ -149,12 +149,12 @@ def threads_lose_nothing(their: Any) -> str | None:
 
 @rule(
     "a chat that works is up, and costs one token",
-    called="check_chat() in good weather",
+    called="check_chat() without faults",
     expected='"api_status": "up", a response_time; the server sees GET /v1/models, then '
     "POST /v1/chat/completions with max_tokens=1",
 )
 def one_token_of_chat(their: Any) -> str | None:
-    with weather("") as (server, client):
+    with server_under("") as (server, client):
         health = their.HealthMonitor(client).check_chat()
         seen = requests_seen(server)
     if health["api_status"] != "up" or not isinstance(health["response_time"], float):
@@ -166,12 +166,12 @@ def one_token_of_chat(their: Any) -> str | None:
 
 @rule(
     "a green list of models is no proof that a chat works",
-    called="the weather of an account without money, ok,402,ok,402: check_health(), then a chat "
-    "of the program's own; then check_chat()",
+    called="the faults ok,402,ok,402, as of an account whose budget is used up: check_health(), "
+    "then a chat of the program's own; then check_chat()",
     expected='"up", though the chat is refused (402); then "degraded", with "response_time": None',
 )
 def degraded_behind_a_green_light(their: Any) -> str | None:
-    with weather("ok,402,ok,402") as (_, client):
+    with server_under("ok,402,ok,402") as (_, client):
         monitor = their.HealthMonitor(client)
         green = monitor.check_health()
         with contextlib.suppress(PaymentRequiredError):
@@ -190,7 +190,7 @@ def degraded_behind_a_green_light(their: Any) -> str | None:
     expected='"api_status": "down"; the server sees GET /v1/models and nothing else',
 )
 def no_chat_while_down(their: Any) -> str | None:
-    with weather("503*") as (server, client):
+    with server_under("503*") as (server, client):
         health = their.HealthMonitor(client).check_chat()
         seen = requests_seen(server)
     if health["api_status"] != "down":

@@ -45,14 +45,14 @@ class Result:
     circuit: str
 
 
-def chat(their: Any, weather: str, *, threshold: int = 5, circuit_open: bool = False) -> Result:
-    """resilient_chat in this weather, with 4 attempts that don't wait."""
+def chat(their: Any, faults: str, *, threshold: int = 5, circuit_open: bool = False) -> Result:
+    """resilient_chat under these faults, with 4 attempts that don't wait."""
     retrier = Retrier(max_attempts=4, base_delay=0)
     breaker = CircuitBreaker("mistral-api", failure_threshold=threshold)
     limiter = CountingLimiter(max_requests_per_minute=60_000)
     if circuit_open:
         open_up(breaker)
-    with MockServer(weather) as server, MistralClient("no-key", base_url=server.url) as client:
+    with MockServer(faults) as server, MistralClient("no-key", base_url=server.url) as client:
         messages = [{"role": "user", "content": "Capstone"}]
         try:
             answer = their.resilient_chat(client, retrier, breaker, limiter, messages)
@@ -87,17 +87,17 @@ def unlike(result: Result, ended: str, answers: list[str]) -> str:
 
 
 @rule(
-    "in good weather the answer comes at once",
-    called="resilient_chat(...) with the weather ok",
+    "without faults the answer comes at once",
+    called="resilient_chat(...) with the faults ok",
     expected="1 request, the answer 'Capstone response'",
 )
-def good_weather(their: Any) -> str | None:
+def without_faults(their: Any) -> str | None:
     return unlike(chat(their, "ok"), "Capstone response", ["200"])
 
 
 @rule(
     "a failure is tried again",
-    called="resilient_chat(...) with the weather 503,503,ok",
+    called="resilient_chat(...) with the faults 503,503,ok",
     expected="3 requests, the answer of the third",
 )
 def failures_are_retried(their: Any) -> str | None:
@@ -106,7 +106,7 @@ def failures_are_retried(their: Any) -> str | None:
 
 @rule(
     "each attempt is paced",
-    called="the same weather, 503,503,ok",
+    called="the same faults, 503,503,ok",
     expected="3 slots of the limiter taken, one for each of the 3 requests",
 )
 def each_attempt_is_paced(their: Any) -> str | None:
@@ -118,7 +118,7 @@ def each_attempt_is_paced(their: Any) -> str | None:
 
 @rule(
     "the breaker sees each attempt: when it opens, the retries end",
-    called="resilient_chat(...) with the weather 503*, 4 attempts, and a breaker that opens after "
+    called="resilient_chat(...) with the faults 503*, 4 attempts, and a breaker that opens after "
     "2 failures",
     expected="2 requests; it ends with CircuitOpenError, and the circuit is open",
 )
@@ -143,7 +143,7 @@ def open_circuit_costs_nothing(their: Any) -> str | None:
 
 @rule(
     "a bad request is sent once, and isn't held against the service",
-    called="resilient_chat(...) with the weather 400*, and a breaker that opens after 1 failure",
+    called="resilient_chat(...) with the faults 400*, and a breaker that opens after 1 failure",
     expected="1 request; it ends with BadRequestError, and the circuit is closed",
 )
 def bad_request_is_sent_once(their: Any) -> str | None:

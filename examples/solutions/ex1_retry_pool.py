@@ -68,7 +68,7 @@ class RetryPool(Generic[C]):
     def release_connection(self, connection: C) -> None:
         """Give a connection back.
 
-        Raises ValueError for one that isn't out: given back twice, or never from here.
+        Raises ValueError for one that isn't checked out: returned twice, or not from this pool.
         """
         with self._lock:
             if id(connection) not in self._out:
