@@ -319,7 +319,8 @@ def _connection_error(error: Exception, host: str, deadline: _Deadline) -> APICo
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield the exception, then all that it was raised from or wraps.
 
-    Never ``__context__``: that may be what the caller happens to be handling.
+    Never ``__context__``, which may be what the caller happens to be handling; but for an
+    error of urllib3 1.26, whose context is the socket's error.
     """
     seen, waiting = set[int](), [error]
     while waiting:
@@ -329,4 +330,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         wrapped = [error.__cause__, getattr(error, "reason", None), *error.args]
+        if isinstance(error, urllib3.exceptions.NewConnectionError):
+            wrapped.append(error.__context__)
         waiting += [cause for cause in wrapped if isinstance(cause, BaseException)]

@@ -27,14 +27,14 @@ def children(folder: Path) -> dict[str, Child]:
 
 
 @pytest.mark.parametrize("name", [scenario.name for scenario in SCENARIOS])
-def test_storm_prints_its_transcript(name: str, outcome_of: Callable[[str], Outcome]) -> None:
+def test_scenario_prints_its_transcript(name: str, outcome_of: Callable[[str], Outcome]) -> None:
     code, out, err = outcome_of(name)
     expected = (EXPECTED / "failure_scenarios" / f"{name}.txt").read_text("utf-8")
     assert (code, without_time(out)) == (0, expected), err
     assert "Traceback" not in err
 
 
-def test_every_transcript_belongs_to_a_storm_and_none_is_listed_twice() -> None:
+def test_every_transcript_belongs_to_a_scenario_and_none_is_listed_twice() -> None:
     names = [scenario.name for scenario in SCENARIOS]
     files = [path.stem for path in sorted(Path(EXPECTED, "failure_scenarios").iterdir())]
     assert sorted(names) == files
@@ -52,7 +52,7 @@ def test_an_example_that_does_not_exist_is_a_sentence_and_exit_2() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process can press Ctrl-C for another there")
-def test_ctrl_c_ends_the_storm_without_a_traceback() -> None:
+def test_ctrl_c_ends_the_scenarios_without_a_traceback() -> None:
     with start(str(ROOT / "examples" / "failure_scenarios.py"), "02") as child:
         assert child.stdout
         assert child.stdout.readline().startswith("$ python examples/02_backoff.py")

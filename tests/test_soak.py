@@ -1,4 +1,4 @@
-"""A storm: 16 threads, every fault there is, and every number must agree with every other.
+"""The soak test: 16 threads, every fault there is, and every number must agree with every other.
 
 ``SOAK_CALLS=20000 python -m pytest tests/test_soak.py`` makes it last longer.
 """
@@ -44,7 +44,7 @@ SELDOM = [
 ]  # fmt: skip
 
 
-def weather(words: int) -> str:
+def fault_script(words: int) -> str:
     """A fault script, the same each time: every word of the vocabulary, the good ones most."""
     chance = random.Random(26)
     trip = ["503*18", "ok*8"]  # all threads fail at once: that is enough for the breaker
@@ -73,7 +73,7 @@ def error_made_of(answer: str) -> str:
 
 
 @dataclass
-class Storm:
+class Soak:
     """What all sides say of the same calls; an outcome is an error's name, or "" for an answer."""
 
     outcomes: list[str]
@@ -87,13 +87,13 @@ class Storm:
 
 
 @pytest.fixture(scope="module")
-def storm(tmp_path_factory: pytest.TempPathFactory) -> Storm:
+def soak(tmp_path_factory: pytest.TempPathFactory) -> Soak:
     """The calls are made once; each test looks at another side of them."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         return weathered(tmp_path_factory.mktemp("soak") / "errors.log", StartTimes(monkeypatch))
 
 
-def weathered(log: Path, times: StartTimes) -> Storm:
+def weathered(log: Path, times: StartTimes) -> Soak:
     """Make the calls; what is kept of the last fifth shows a leak."""
     outcomes: list[str] = []
     failed_attempts: list[str] = []
@@ -118,7 +118,7 @@ def weathered(log: Path, times: StartTimes) -> Storm:
                     time.sleep(0.05)  # as anybody would who is told that it is down
 
     threads = set(threading.enumerate())
-    with MockServer(weather(CALLS)) as server, MistralClient(
+    with MockServer(fault_script(CALLS)) as server, MistralClient(
         "key", base_url=server.url, timeout=TIMEOUT, total_timeout=TIMEOUT
     ) as client:  # fmt: skip
         robust = ResilientMistralClient(
@@ -142,7 +142,7 @@ def weathered(log: Path, times: StartTimes) -> Storm:
         bytes_kept = memory_in_use()
         tracemalloc.stop()
         answers = [request.outcome for request in server.log]
-    return Storm(
+    return Soak(
         outcomes=outcomes,
         failed_attempts=failed_attempts,
         metrics=robust.logger.metrics(),
@@ -167,53 +167,53 @@ def memory_in_use() -> int:
     return sum(statistic.size for statistic in statistics)
 
 
-def test_every_call_ends_in_an_answer_or_a_named_error(storm: Storm) -> None:
-    """Any other error would have ended the storm."""
-    assert len(storm.outcomes) == CALLS * 4 // 5 + CALLS // 5
-    assert storm.outcomes.count("") > len(storm.outcomes) / 2
+def test_every_call_ends_in_an_answer_or_a_named_error(soak: Soak) -> None:
+    """Any other error would have ended the soak."""
+    assert len(soak.outcomes) == CALLS * 4 // 5 + CALLS // 5
+    assert soak.outcomes.count("") > len(soak.outcomes) / 2
 
 
-def test_the_storm_had_every_weather(storm: Storm) -> None:
-    names = {error_made_of(answer) for answer in storm.answers}
+def test_the_soak_had_every_fault(soak: Soak) -> None:
+    names = {error_made_of(answer) for answer in soak.answers}
     assert len(names) == 16  # every class of errors.py, and the good answers
-    assert "CircuitOpenError" in storm.outcomes
+    assert "CircuitOpenError" in soak.outcomes
 
 
-def test_the_metrics_agree_with_the_callers(storm: Storm) -> None:
-    failures = Counter(filter(None, storm.outcomes))
-    assert storm.metrics["total_requests"] == len(storm.outcomes)
-    assert storm.metrics["successful"] == storm.outcomes.count("")
-    assert storm.metrics["failed"] == failures.total()
-    assert storm.metrics["errors_by_type"] == dict(failures)
+def test_the_metrics_agree_with_the_callers(soak: Soak) -> None:
+    failures = Counter(filter(None, soak.outcomes))
+    assert soak.metrics["total_requests"] == len(soak.outcomes)
+    assert soak.metrics["successful"] == soak.outcomes.count("")
+    assert soak.metrics["failed"] == failures.total()
+    assert soak.metrics["errors_by_type"] == dict(failures)
 
 
-def test_the_log_agrees_with_the_callers(storm: Storm) -> None:
-    logged = [line["error"]["class"] if line["error"] else "" for line in storm.lines]
-    assert Counter(logged) == Counter(storm.outcomes)
-    assert all(line["success"] == (line["error"] is None) for line in storm.lines)
+def test_the_log_agrees_with_the_callers(soak: Soak) -> None:
+    logged = [line["error"]["class"] if line["error"] else "" for line in soak.lines]
+    assert Counter(logged) == Counter(soak.outcomes)
+    assert all(line["success"] == (line["error"] is None) for line in soak.lines)
 
 
-def test_the_servers_log_agrees_with_the_attempts(storm: Storm) -> None:
-    seen_by_server = Counter(error_made_of(answer) for answer in storm.answers)
-    seen_here = Counter(storm.failed_attempts)
+def test_the_servers_log_agrees_with_the_attempts(soak: Soak) -> None:
+    seen_by_server = Counter(error_made_of(answer) for answer in soak.answers)
+    seen_here = Counter(soak.failed_attempts)
     del seen_here["CircuitOpenError"]  # none of those may have reached the server
-    assert seen_by_server.pop("") == storm.outcomes.count("")
+    assert seen_by_server.pop("") == soak.outcomes.count("")
     assert seen_by_server == seen_here
-    assert sum(line["context"]["attempts"] for line in storm.lines) == len(storm.answers)
+    assert sum(line["context"]["attempts"] for line in soak.lines) == len(soak.answers)
 
 
-def test_the_limit_holds_in_any_window(storm: Storm) -> None:
+def test_the_limit_holds_in_any_window(soak: Soak) -> None:
     """As taken at the limiter: what happens to a request afterwards is not its business."""
-    assert len(storm.starts) == len(storm.answers)
+    assert len(soak.starts) == len(soak.answers)
     for seconds in (0.1, 0.5, 1.0, 60.0):
         allowed = (seconds + 0.02) * PER_SECOND + 1  # 20 ms for those who were woken late
-        assert most_in_any_window(storm.starts, seconds) <= allowed
+        assert most_in_any_window(soak.starts, seconds) <= allowed
 
 
-def test_no_thread_is_left(storm: Storm) -> None:
-    assert storm.threads_left == set()
+def test_no_thread_is_left(soak: Soak) -> None:
+    assert soak.threads_left == set()
 
 
-def test_memory_is_flat(storm: Storm) -> None:
+def test_memory_is_flat(soak: Soak) -> None:
     """What is kept is the last hundred errors and a connection for each thread."""
-    assert storm.bytes_kept < 100_000
+    assert soak.bytes_kept < 100_000
