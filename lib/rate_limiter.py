@@ -143,8 +143,10 @@ class RateLimiter:
             if waiter.joined_at is None:
                 waiter.joined_at = now
                 self._line.append(waiter)
+                ahead = len(self._line) - 1
+            else:
+                ahead = self._line.index(waiter)
             give_up_at = waiter.joined_at + waiter.timeout
-            ahead = self._line.index(waiter)
             waiter.is_first = ahead == 0
             slot = self._earliest_start()
             if ahead:

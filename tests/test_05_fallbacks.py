@@ -105,7 +105,7 @@ def test_a_model_that_is_not_there_is_a_case_for_the_smaller_one(
     assert capsys.readouterr().out == HEADING + SMALLER + "Response: 42\n\n"
 
 
-def test_live_it_says_that_its_weather_is_shown_offline(
+def test_live_it_says_that_its_faults_are_shown_offline(
     api: responses.RequestsMock,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -314,10 +314,10 @@ def test_an_api_that_was_reached_is_no_failure_of_the_script(
     assert run_in_process("01_basic_errors", monkeypatch) == 0
 
 
-def test_an_empty_fault_script_is_good_weather(
+def test_an_empty_fault_script_injects_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Example 5's own weather is bad: two 503s."""
+    """Example 5's own fault script is not empty: two 503s."""
     assert run_in_process("05_fallbacks", monkeypatch, "--faults", "") == 0
     assert "Response: What is the meaning of life? response" in capsys.readouterr().out
 

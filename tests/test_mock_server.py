@@ -108,7 +108,7 @@ def request_under_way(server: MockServer) -> Iterator[socket.socket]:
 
 @pytest.fixture(scope="module")
 def fair() -> Iterator[MockServer]:
-    """A server in good weather, shared by the tests that change nothing about it."""
+    """A server without faults, shared by the tests that change nothing about it."""
     with MockServer() as server:
         yield server
 
@@ -343,7 +343,7 @@ def test_without_a_limit_there_are_no_headers_about_one(fair: MockServer) -> Non
     assert not [name for name in ask(fair).headers if name.lower().startswith("x-ratelimit")]
 
 
-# The two endpoints in good weather
+# The two endpoints without faults
 
 
 def test_a_chat_completion_has_the_apis_shape(fair: MockServer) -> None:

@@ -262,6 +262,17 @@ class TestBudget:
         taken = run_in_threads(8, lambda: [budget.take() for _ in range(5)], interleaved=True)
         assert sum(map(sum, taken)) == 20
 
+    def test_threads_that_succeed_lose_no_token(self) -> None:
+        budget = RetryBudget(200, tokens_per_success=1, tokens_per_second=0)
+        assert all([budget.take() for _ in range(200)])
+
+        def succeed_25_times() -> None:
+            for _ in range(25):
+                budget.earn()
+
+        run_in_threads(8, succeed_25_times, interleaved=True)
+        assert sum(budget.take() for _ in range(201)) == 200
+
     def test_it_is_on_by_default_and_the_hook_names_it(self, clock: FakeClock) -> None:
         reasons: list[str] = []
         retrier = Retrier(base_delay=0, on_give_up=lambda _a, _e, reason: reasons.append(reason))

@@ -90,10 +90,10 @@ class Soak:
 def soak(tmp_path_factory: pytest.TempPathFactory) -> Soak:
     """The calls are made once; each test looks at another side of them."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        return weathered(tmp_path_factory.mktemp("soak") / "errors.log", StartTimes(monkeypatch))
+        return soaked(tmp_path_factory.mktemp("soak") / "errors.log", StartTimes(monkeypatch))
 
 
-def weathered(log: Path, times: StartTimes) -> Soak:
+def soaked(log: Path, times: StartTimes) -> Soak:
     """Make the calls; what is kept of the last fifth shows a leak."""
     outcomes: list[str] = []
     failed_attempts: list[str] = []
