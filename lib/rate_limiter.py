@@ -233,7 +233,10 @@ class _TaskWaiter(_Waiter):
             self._loop.call_soon_threadsafe(self._wake)
 
     async def wait_until_called_async(self, seconds: float) -> None:
-        timer = self._loop.call_later(min(seconds, threading.TIMEOUT_MAX), self._wake)
+        if seconds == math.inf:
+            await self._future
+            return
+        timer = self._loop.call_later(seconds, self._wake)
         try:
             await self._future
         finally:
