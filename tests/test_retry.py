@@ -264,7 +264,7 @@ class TestBudget:
 
     def test_threads_that_succeed_lose_no_token(self) -> None:
         budget = RetryBudget(200, tokens_per_success=1, tokens_per_second=0)
-        assert all([budget.take() for _ in range(200)])
+        assert all(budget.take() for _ in range(200))
 
         def succeed_25_times() -> None:
             for _ in range(25):
