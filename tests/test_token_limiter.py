@@ -88,6 +88,18 @@ class TestLedger:
         clock.now += 60
         assert limiter.reserve(1, timeout=0).waited == 0
 
+    def test_threads_lose_no_token(self) -> None:
+        limiter = TokenLimiter(1000)
+
+        def reserve_and_settle() -> None:
+            for _ in range(10):
+                limiter.reserve(1).settle(2)
+                limiter.observe(Limits(remaining_tokens=1000))
+
+        run_in_threads(8, reserve_and_settle, interleaved=True)
+        assert limiter.available == 1000 - 160
+        assert TokenLimiter(1).available == 1
+
     def test_it_is_settled_once(self) -> None:
         reservation = TokenLimiter(100).reserve(70)
         reservation.settle(10)
