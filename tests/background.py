@@ -13,7 +13,7 @@ from pathlib import Path
 
 from support import Child, run
 
-AT_A_TIME = 8  # they mostly sleep; more would starve the tests on two cores
+AT_A_TIME = 5  # they mostly sleep; more would starve the tests on two cores
 
 
 def main(jobs_file: str, results_file: str) -> None:

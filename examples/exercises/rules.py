@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MODULE_NAME = "your_solution"
-PATIENCE = 0.05  # seconds; a thread that begins nothing for so long waits for something
+PATIENCE = 0.2  # seconds; a thread that begins nothing for so long waits for something
 
 
 @dataclass(frozen=True)
