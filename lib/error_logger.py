@@ -15,6 +15,9 @@ Copy this file alone: it needs the standard library only.
 
 Any JSON tool reads the file: ``jq 'select(.success == false)' mistral_errors.log``.
 The format is JSON Lines (jsonlines.org).
+
+Four small classes: Redactor hides secrets, LineWriter appends to the file, RequestCounter
+counts, and ErrorLogger puts them together.
 """
 
 from __future__ import annotations
@@ -32,29 +35,31 @@ from datetime import datetime, timezone
 from typing import Any, TypedDict
 
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # Windows has it
-MAX_ERROR_TYPES = 100  # counted one by one; what is beyond goes to "other"
+MAX_ERROR_TYPES = 100  # counted separately; any further type counts as "other"
+MAX_DEPTH = 8  # of nested context; anything deeper is written as text
 
 REDACTED = "[redacted]"
-UNREADABLE = "<what cannot be read>"
-MAX_DEPTH = 8  # of nested context; what is deeper is written as text
+UNREADABLE = "<unreadable>"
 
-_NAMES = (
-    r"api[_-]?key|private[_-]?key|passw(?:or)?d|secret|authorization"
-    r"|(?:access|auth|bearer|refresh)[_-]?token"
-)
-_NAMES_A_SECRET = re.compile(rf"{_NAMES}|^token$", re.IGNORECASE)
-_FIELD = rf"""(?: {_NAMES} ) [\w-]{{0,40}} [\\"']* \s* [:=] \s*"""
-_SCHEME = r"(?: (?: bearer | basic ) \s+ )?"
-_SECRET_IN_TEXT = re.compile(
-    rf"""
-      ( {_FIELD} b? [\\"']+ {_SCHEME} )               [^\\"']+              # to the closing quote
-    | ( {_FIELD} {_SCHEME} | \b bearer \s+ )          [^\s"'\\,;&)}}\]]+    # to the word's end
-    | (?<= :// )                                      [^\s"'/@]+ (?=@)
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-# One of these stands in every line that holds a match: a quick look before a slow one.
-_HINTS = ("key", "passw", "secret", "auth", "access", "bearer", "refresh", '"token"', "://")
+SECRET_NAMES = (
+    "passwd", "password", "secret", "authorization", "api[_-]?key", "private[_-]?key",
+    "access[_-]?token", "auth[_-]?token", "bearer[_-]?token", "refresh[_-]?token",
+)  # fmt: skip
+SECRET_NAME = "|".join(SECRET_NAMES)
+SECRET_FIELD = re.compile(rf"{SECRET_NAME}|^token$", re.IGNORECASE | re.ASCII)
+_ASSIGNED = rf"""(?:{SECRET_NAME})[\w-]{{0,40}}[\\"']*\s*[:=]\s*"""
+_SCHEME = r"(?:(?:bearer|basic)\s+)?"
+# In text, a secret is what follows one of these prefixes.
+SECRETS_IN_TEXT = [
+    re.compile(rf"({prefix}){secret}", re.IGNORECASE)
+    for prefix, secret in [
+        (rf"""{_ASSIGNED}b?[\\"']+{_SCHEME}""", r"""[^\\"']+"""),  # api_key="..."
+        (rf"""{_ASSIGNED}{_SCHEME}|\bbearer\s+""", r"""[^\s"'\\,;&)}}\]]+"""),  # api_key=...
+        (r"://", r"""[^\s"'/@]+(?=@)"""),  # https://user:password@host
+    ]
+]
+# No line without one of these, in lower case, matches any pattern above: nearly all lines.
+SECRET_HINT = re.compile(rf'{SECRET_NAME}|"token"|bearer|://')
 
 _strictly_json = json.JSONEncoder(allow_nan=False).encode
 
@@ -93,27 +98,11 @@ class ErrorLogger:
         alert_window: int = 20,
         secrets: Iterable[str] = (),
     ) -> None:
-        if not 0 <= alert_threshold < 1:
-            raise ValueError(
-                f"alert_threshold must be a number >= 0 and < 1, got {alert_threshold!r}"
-            )
-        if not (isinstance(alert_window, int) and alert_window >= 1):
-            raise ValueError(f"alert_window must be an integer >= 1, got {alert_window!r}")
         self.path = os.fspath(path)
-        self.dropped_records = 0
         self._alert = alert
-        self._alert_threshold = alert_threshold
-        self._alerted = False
-        self._recent_failures: deque[bool] = deque(maxlen=alert_window)
-        spellings = {text for secret in secrets for text in _encodings(secret)}
-        self._secrets = sorted(spellings, key=len, reverse=True)  # the longest is replaced first
-        self._hints = _HINTS + tuple(json.dumps(text)[1:-1].lower() for text in self._secrets)
-        self._successful = 0
-        self._failed = 0
-        self._errors_by_type: dict[str, int] = {}
-        self._last_line_incomplete = False
-        self._count_lock = threading.Lock()
-        self._file_lock = threading.Lock()
+        self._counter = RequestCounter(alert_threshold, alert_window)
+        self._redactor = Redactor(secrets)
+        self._writer = LineWriter(self.path)
 
     def log_request(
         self,
@@ -124,7 +113,7 @@ class ErrorLogger:
     ) -> None:
         """Record one request: its ``type`` ("chat"), its outcome, and a context of your own.
 
-        Raises nothing; what is not JSON in ``context`` is written as text.
+        Raises nothing; anything in ``context`` that JSON cannot carry is written as text.
         """
         record = {
             "timestamp": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
@@ -133,81 +122,52 @@ class ErrorLogger:
             "error": None if error is None else _error_fields(error),
             "context": {} if context is None else context,
         }
-        line = self._to_json(record) + "\n"
-        with self._count_lock:
-            failure_rate = self._count(success, error)
-        with self._file_lock:
-            trouble = self._append(line.encode("ascii"))
-        if trouble:
-            _print_err(f"The log {self.path} can't be written ({trouble}): records are lost.")
+        line = self._redactor.to_json(record)
+        failure_rate = self._counter.count(success, error)
+        problem = self._writer.append(line)
+        if problem:
+            _print_err(f"The log {self.path} can't be written ({problem}): records are lost.")
         if failure_rate is not None and self._alert:
             try:
                 self._alert(failure_rate)
             except Exception as broken:
                 _print_err(f"The alert failed ({_class_name(broken)}).")
 
+    @property
+    def dropped_records(self) -> int:
+        """How many records could not be written."""
+        return self._writer.dropped_records
+
     def metrics(self) -> Metrics:
         """Return a consistent copy of the counts."""
-        with self._count_lock:
-            total = self._successful + self._failed
-            return {
-                "total_requests": total,
-                "successful": self._successful,
-                "failed": self._failed,
-                "errors_by_type": dict(self._errors_by_type),
-                "success_rate": round(100 * self._successful / total, 2) if total else 0.0,
-            }
+        return self._counter.metrics()
 
-    def _count(self, success: bool, error: BaseException | None) -> float | None:
-        """Count one request; returns the failure rate if it has just passed the threshold."""
-        if success:
-            self._successful += 1
-        else:
-            self._failed += 1
-            if error is not None:
-                name, counts = _class_name(error), self._errors_by_type
-                if name not in counts and len(counts) >= MAX_ERROR_TYPES:
-                    name = "other"
-                counts[name] = counts.get(name, 0) + 1
-        recent = self._recent_failures
-        recent.append(not success)
-        rate, was_above = sum(recent) / len(recent), self._alerted
-        self._alerted = len(recent) == recent.maxlen and rate > self._alert_threshold
-        return rate if self._alerted and not was_above else None
+    def __repr__(self) -> str:
+        return f"ErrorLogger({self.path!r}, dropped_records={self.dropped_records})"
 
-    def _append(self, line: bytes) -> str:
-        """Write the line. Return what is wrong the first time that it fails, else ''."""
-        if self._last_line_incomplete:
-            line = b"\n" + line  # a full disk cut the last one short
-        try:
-            # Opened for each record, so that a rotated or deleted log is simply created again.
-            file = os.open(self.path, APPEND, 0o666)
-            try:
-                written = os.write(file, line)
-            finally:
-                os.close(file)
-            if written == len(line):
-                self._last_line_incomplete = False
-                return ""
-            self._last_line_incomplete = written > 0 or self._last_line_incomplete
-            trouble = "the disk is full"
-        except (OSError, ValueError) as error:
-            trouble = getattr(error, "strerror", None) or str(error)
-        self.dropped_records += 1
-        return trouble if self.dropped_records == 1 else ""
 
-    def _to_json(self, record: dict[str, Any]) -> str:
-        """Return the record as one line of ASCII, without secrets."""
+class Redactor:
+    """Turn any value into what JSON can carry, without secrets. Thread-safe."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        encodings = {text for secret in secrets for text in _encodings(secret)}
+        self._secrets = sorted(encodings, key=len, reverse=True)  # the longest is replaced first
+        self._secrets_in_json = [json.dumps(text)[1:-1] for text in self._secrets]
+
+    def to_json(self, value: Any) -> str:
+        """Return the value as one line of ASCII JSON, redacted."""
         with contextlib.suppress(Exception):
-            line = _strictly_json(record)
-            lowered = line.lower()
-            if not any(hint in lowered for hint in self._hints):
-                return line  # as nearly all are: plain JSON that holds nothing to hide
-        return json.dumps(self._clean(record))
+            line = _strictly_json(value)
+            hint = SECRET_HINT.search(line.lower())
+            if not hint and not any(secret in line for secret in self._secrets_in_json):
+                return line  # plain JSON without secrets needs no copy
+        return json.dumps(self.clean(value))
 
-    def _clean(self, value: Any, depth: int = 0) -> Any:
-        """Return the value as JSON can carry it, without secrets; the rest as text."""
+    def clean(self, value: Any, depth: int = 0) -> Any:
+        """Return a redacted copy of the value; what is not JSON becomes text."""
         try:
+            if isinstance(value, str):
+                return self._redact(value)
             if value is None or isinstance(value, bool):
                 return value
             if isinstance(value, int) and value.bit_length() <= 1024:
@@ -217,21 +177,113 @@ class ErrorLogger:
             if isinstance(value, Mapping) and depth < MAX_DEPTH:
                 return dict(self._clean_item(*item, depth + 1) for item in value.items())
             if isinstance(value, (list, tuple, set, frozenset)) and depth < MAX_DEPTH:
-                return [self._clean(item, depth + 1) for item in value]
-            return self._redacted(value if isinstance(value, str) else _safe_str(value))
+                return [self.clean(item, depth + 1) for item in value]
+            return self._redact(_safe_str(value))
         except Exception:
             return UNREADABLE
 
     def _clean_item(self, key: Any, value: Any, depth: int) -> tuple[str, Any]:
-        name, cleaned = _safe_str(key), self._clean(value, depth)
-        if _NAMES_A_SECRET.search(name) and cleaned not in (None, False, True, ""):
+        name, cleaned = _safe_str(key), self.clean(value, depth)
+        if SECRET_FIELD.search(name) and cleaned not in (None, False, True, ""):
             cleaned = REDACTED
-        return self._redacted(name), cleaned
+        return self._redact(name), cleaned
 
-    def _redacted(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, REDACTED)
-        return _SECRET_IN_TEXT.sub(rf"\1\2{REDACTED}", text)
+        for pattern in SECRETS_IN_TEXT:
+            text = pattern.sub(rf"\1{REDACTED}", text)
+        return text
+
+
+class LineWriter:
+    """Append lines of ASCII to a file, each with one write. Thread-safe."""
+
+    def __init__(self, path: str) -> None:
+        self.dropped_records = 0
+        self._path = path
+        self._last_line_incomplete = False
+        self._lock = threading.Lock()
+
+    def append(self, line: str) -> str:
+        """Write the line. Return what is wrong the first time that it fails, else ""."""
+        with self._lock:
+            problem = self._write(line.encode("ascii") + b"\n")
+            if not problem:
+                return ""
+            self.dropped_records += 1
+            return problem if self.dropped_records == 1 else ""
+
+    def _write(self, line: bytes) -> str:
+        if self._last_line_incomplete:
+            line = b"\n" + line  # a full disk cut the last one short
+        try:
+            # Opened for each record, so that a rotated or deleted log is simply created again.
+            file = os.open(self._path, APPEND, 0o666)
+            try:
+                written = os.write(file, line)
+            finally:
+                os.close(file)
+        except (OSError, ValueError) as error:
+            return getattr(error, "strerror", None) or str(error)
+        if written == len(line):
+            self._last_line_incomplete = False
+            return ""
+        self._last_line_incomplete = written > 0 or self._last_line_incomplete
+        return "the disk is full"
+
+
+class RequestCounter:
+    """Count requests and errors, and notice when the failure rate rises. Thread-safe."""
+
+    def __init__(self, alert_threshold: float, alert_window: int) -> None:
+        if type(alert_threshold) not in (int, float) or not 0 <= alert_threshold < 1:
+            raise ValueError(
+                f"alert_threshold must be a number >= 0 and < 1, got {alert_threshold!r}"
+            )
+        if type(alert_window) is not int or alert_window < 1:
+            raise ValueError(f"alert_window must be an integer >= 1, got {alert_window!r}")
+        self._alert_threshold = alert_threshold
+        self._above_threshold = False
+        self._recent_failures: deque[bool] = deque(maxlen=alert_window)
+        self._successful = 0
+        self._failed = 0
+        self._errors_by_type: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def count(self, success: bool, error: BaseException | None) -> float | None:
+        """Count one request. Return the failure rate if it has just passed the threshold."""
+        with self._lock:
+            if success:
+                self._successful += 1
+            else:
+                self._failed += 1
+                if error is not None:
+                    self._count_type(_class_name(error))
+            recent = self._recent_failures
+            recent.append(not success)
+            rate, was_above = sum(recent) / len(recent), self._above_threshold
+            window_is_full = len(recent) == recent.maxlen
+            self._above_threshold = window_is_full and rate > self._alert_threshold
+            return rate if self._above_threshold and not was_above else None
+
+    def _count_type(self, name: str) -> None:
+        counts = self._errors_by_type
+        if name not in counts and len(counts) >= MAX_ERROR_TYPES:
+            name = "other"
+        counts[name] = counts.get(name, 0) + 1
+
+    def metrics(self) -> Metrics:
+        """Return a consistent copy of the counts."""
+        with self._lock:
+            total = self._successful + self._failed
+            return {
+                "total_requests": total,
+                "successful": self._successful,
+                "failed": self._failed,
+                "errors_by_type": dict(self._errors_by_type),
+                "success_rate": round(100 * self._successful / total, 2) if total else 0.0,
+            }
 
 
 def _error_fields(error: BaseException) -> dict[str, Any]:

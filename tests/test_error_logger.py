@@ -536,6 +536,7 @@ def test_an_alarm_may_use_the_logger_itself(path: Path) -> None:
         {"alert_threshold": -0.1},
         {"alert_threshold": 1},
         {"alert_threshold": float("nan")},
+        {"alert_threshold": "0.5"},
         {"alert_window": 0},
         {"alert_window": 2.5},
     ],
@@ -747,7 +748,7 @@ def test_ctrl_c_at_any_point_leaves_no_lock_held(tmp_path: Path) -> None:
         logger.log_request("chat", False, TimeoutError("Bearer abc"), {"prompt": "Hello"})
 
     for points in interrupt_everywhere(log_twice):  # noqa: B007
-        locks = [value for value in vars(logger).values() if hasattr(value, "locked")]
-        assert not any(lock.locked() for lock in locks)
+        assert not logger._counter._lock.locked()
+        assert not logger._writer._lock.locked()
         logger.log_request("chat", True)
     assert points > 40
