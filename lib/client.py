@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT-0
-"""One chat call to the Mistral API, whose every failure is a named error.
+"""Call the Mistral API: send a chat, stream its answer, or list the models.
 
     with MistralClient(api_key) as client:
         print(client.chat([{"role": "user", "content": "Hello!"}]).content)
 
-The client does not retry, wait or fall back: the other files do. It checks what you send
-and what comes back, so that a call ends in a completion or in one error of ``errors.py``.
-Needs ``requests``, ``errors.py`` and ``transport.py``.
+A call returns a completion or raises one of the errors in ``errors.py``, since the client
+checks what you send and what comes back. It does not retry, pace or fall back; the other
+files do that. Needs ``requests``, ``errors.py`` and ``transport.py``.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from .errors import (
 from .transport import MAX_RESPONSE_BYTES, Response, Transport
 
 DEFAULT_BASE_URL = "https://api.mistral.ai/v1"
-MAX_TIMEOUT = 86400.0  # seconds; the operating system rejects what is very much longer
+MAX_TIMEOUT = 86400.0  # seconds; operating systems reject much longer timeouts
 ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a call cost, in tokens."""
+    """The tokens that a call used."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -45,9 +45,9 @@ class Usage:
 
 @dataclass(frozen=True)
 class Limits:
-    """The account's limits and what is left of them, from the headers of a response.
+    """The account's rate limits and what is left of them, from a response's headers.
 
-    A number that the server does not send is None.
+    A number that the server did not send is None.
     """
 
     requests_per_minute: int | None = None
@@ -58,7 +58,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ChatCompletion:
-    """The response to a chat call. ``usage`` is None if the server does not report it."""
+    """The response to a chat call. ``usage`` is None if the server did not report it."""
 
     content: str
     model: str
@@ -68,11 +68,11 @@ class ChatCompletion:
 
 
 class ChatStream(Iterator[str]):
-    """The text of a streamed response, piece by piece: ``for piece in stream``.
+    """Iterate over the text of a streamed response: ``for piece in stream``.
 
-    ``finish_reason`` and ``usage`` are known when the stream has ended, ``limits`` when it
-    has begun. Close it when you stop early (``with client.stream(...) as stream``): that
-    closes the connection.
+    ``limits`` is known after the first piece, ``finish_reason`` and ``usage`` when the
+    stream has ended. Close the stream if you stop early, to close its connection:
+    ``with client.stream(...) as stream`` does that.
     """
 
     def __init__(self, transport: Transport, payload: bytes, options: _Options) -> None:
@@ -85,7 +85,7 @@ class ChatStream(Iterator[str]):
         return next(self._pieces)
 
     def close(self) -> None:
-        """Stop reading and close the connection; a stream that has ended keeps it open."""
+        """Stop reading. Closes the connection, unless the stream has already ended."""
         self._pieces.close()
 
     def __enter__(self) -> ChatStream:
@@ -115,7 +115,7 @@ class ChatStream(Iterator[str]):
             raise APIStreamBrokenError(str(error), "".join(received)) from error
 
     def _text_of(self, event: Any) -> str:
-        """Return the text that an event adds, and keep what else it tells."""
+        """Return the text in an event; store its finish reason and usage."""
         try:
             for choice in event["choices"]:
                 self.finish_reason = str(choice.get("finish_reason") or self.finish_reason)
@@ -130,23 +130,24 @@ class ChatStream(Iterator[str]):
 
 @dataclass(frozen=True)
 class _Options:
-    """The limits in time of a client's calls, in seconds."""
+    """The timeouts of a client's calls, in seconds."""
 
     timeout: tuple[float, float]
     total_timeout: float
 
 
 class MistralClient:
-    """Calls the Mistral API. Thread-safe.
+    """Call the Mistral API. Thread-safe.
 
-    ``timeout`` is (seconds to connect, seconds of silence while the response comes), or one
-    number for both. It is not the total time: a response that keeps coming may take long.
-    ``total_timeout`` is the seconds that a whole call may take, a stream's reader included.
-    ``base_url`` must be https, unless it is this machine. A ``session`` of your own is used
-    as it is, and left open.
+    ``timeout`` is (connect timeout, read timeout) in seconds, or one number for both. The
+    read timeout is the longest silence allowed, not the total time: a response that keeps
+    arriving can take much longer. ``total_timeout`` is the seconds that a whole call may
+    take; for a stream, this includes the time that you spend on its pieces. ``base_url``
+    must start with https://, unless its host is this machine. A ``session`` of your own is
+    used as it is and not closed.
 
-    Raises ValueError for a key that no header can carry, a base URL or a timeout that
-    cannot work; the message never shows the key.
+    Raises ValueError for an invalid base URL or timeout, and for a key that an HTTP header
+    cannot carry; the message never shows the key.
     """
 
     def __init__(
@@ -168,7 +169,7 @@ class MistralClient:
         timeout: float | tuple[float, float] | None = None,
         total_timeout: float | None = None,
     ) -> MistralClient:
-        """Return a client with other timeouts that shares this one's connections."""
+        """Return a client with different timeouts that shares this client's connections."""
         client = copy.copy(self)
         client._owns_transport = False
         client._options = _Options(
@@ -189,11 +190,11 @@ class MistralClient:
     ) -> ChatCompletion:
         """Send one chat request and return its completion.
 
-        ``messages`` are ``{"role": ..., "content": ...}``, the oldest first;
-        ``parameters`` go to the API as they are (``temperature=0.2``).
+        ``messages`` is a list of ``{"role": ..., "content": ...}``, oldest first.
+        ``parameters`` are passed to the API unchanged (``temperature=0.2``).
 
-        Raises InvalidRequestError (a ValueError) for a request that cannot be right, before
-        it is sent, and a MistralError for everything that can go wrong afterwards.
+        Raises InvalidRequestError (a ValueError) for an invalid request, which is not sent,
+        and a MistralError for every failure after that.
         """
         if parameters.get("stream"):
             raise InvalidRequestError("chat() returns whole responses: call stream() for pieces")
@@ -209,11 +210,11 @@ class MistralClient:
         max_tokens: int | None = None,
         **parameters: Any,
     ) -> ChatStream:
-        """Return the completion's text as it comes; the request is sent at the first piece.
+        """Return a stream of the completion's text; reading the first piece sends the request.
 
-        The read timeout holds between two pieces, so a long response needs no long timeout.
-        Takes and raises what ``chat`` does; once text has come, a failure is an
-        APIStreamBrokenError with the text so far.
+        The read timeout applies between two pieces, so a long response does not need a long
+        timeout. Takes the same arguments and raises the same errors as ``chat``. Once text
+        has arrived, a failure raises an APIStreamBrokenError with the text so far.
         """
         parameters["stream"] = True
         payload = _payload(messages, model, max_tokens, parameters)
@@ -222,8 +223,8 @@ class MistralClient:
     def models(self) -> list[str]:
         """Return the names of the models that this key may use. Raises MistralError.
 
-        It is the usual health check, but a weak one: it succeeds for an account whose
-        budget is used up, and every chat then fails with a 402.
+        It is the usual health check, but a weak one: it succeeds even if the account's
+        budget is used up and every chat fails with a 402.
         """
         content, _ = self._request("GET", "/models", None)
         try:
@@ -232,7 +233,7 @@ class MistralClient:
             raise APIResponseValidationError("the response is not a list of models") from None
 
     def close(self) -> None:
-        """Close the connections, unless another client or your session owns them."""
+        """Close the connections, unless they belong to another client or your own session."""
         if self._owns_transport:
             self._transport.close()
 
@@ -275,7 +276,7 @@ def _is_timeout(seconds: float) -> bool:
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Raise InvalidRequestError for what the API would reject, without spending a request on it."""
+    """Raise InvalidRequestError for messages that the API would reject."""
     if not isinstance(messages, (list, tuple)) or not messages:
         example = '[{"role": "user", "content": "Hello!"}]'
         raise InvalidRequestError(f"messages must be a list such as {example}")
@@ -294,7 +295,7 @@ def _payload(
     max_tokens: int | None,
     parameters: dict[str, Any],
 ) -> bytes:
-    """Check a request and write it as JSON; raise InvalidRequestError if it cannot be right."""
+    """Check a request and return it as JSON; raise InvalidRequestError if it is invalid."""
     _check_messages(messages)
     payload = {"model": model, "messages": [dict(item) for item in messages], **parameters}
     if max_tokens is not None:
@@ -306,7 +307,7 @@ def _payload(
 
 
 def _parse_sse(response: Response) -> Iterator[Any]:
-    """Yield the server-sent events of a stream, parsed, up to its end mark."""
+    """Yield the parsed server-sent events (SSE) of a stream, up to its end mark, [DONE]."""
     content_type = response.headers.get("Content-Type", "no content type")
     if "text/event-stream" not in content_type:
         raise APIResponseValidationError(f"expected an event stream, got {content_type}")
@@ -349,7 +350,7 @@ def _too_long() -> APIResponseValidationError:
 
 
 def _error_in_stream(event: dict[str, Any], response: Response) -> MistralError:
-    """Return the error that a server reports inside a stream, in the server's own words."""
+    """Return the error that the server reported inside a stream, with its own message."""
     if "error" not in event and event.get("object") != "error":
         return APIResponseValidationError("the stream is not a chat completion")
     nested = event.get("error")
@@ -374,7 +375,7 @@ def _limits(headers: Mapping[str, str]) -> Limits:
 
 
 def _completion(content: Any, limits: Limits) -> ChatCompletion:
-    """Return the fields of a chat completion, each checked: a 2xx promises no shape."""
+    """Return the chat completion in a parsed 2xx body; check each field, since any may be wrong."""
     try:
         choice = content["choices"][0]
         usage = content.get("usage")
@@ -386,7 +387,7 @@ def _completion(content: Any, limits: Limits) -> ChatCompletion:
             limits=limits,
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
-        # From None: what int() says would show what the server sent, perhaps the key.
+        # "from None", since a message of int() would quote the server's text, perhaps the key.
         raise APIResponseValidationError(
             "the response is JSON, but not a chat completion"
         ) from None
@@ -399,7 +400,7 @@ def _usage(usage: dict[str, Any]) -> Usage:
 
 
 def _message_text(message: dict[str, Any]) -> str:
-    """Return the text of a message, which may have none beside its tool calls."""
+    """Return the text of a message. One with tool calls may have no text."""
     content = message["content"]
     if content is None and not message.get("tool_calls"):
         raise TypeError("the message has no content")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT-0
-"""What can go wrong in a call to the Mistral API: one tree of exceptions, one table.
+"""Define the exceptions that a call to the Mistral API can raise, and explain each one.
 
 MistralError
  ├── APIConnectionError              no response: refused, host not found, disconnected
  │    ├── APITimeoutError            no response in time
- │    └── APIStreamBrokenError       a stream that broke off after its first text
+ │    └── APIStreamBrokenError       the stream broke off after its first text
  ├── APIResponseValidationError      a 2xx response that is not a chat completion
  └── APIStatusError                  a response with an error status
       ├── BadRequestError            400
@@ -19,10 +19,14 @@ MistralError
       │    └── InsufficientQuotaError    a 429 that waiting cannot cure
       └── InternalServerError        5xx
 
-The names are those of the openai and anthropic SDKs, so their users know them already.
-Each class says whether an error is ``retryable`` (may the same request succeed later?);
-``retry_after`` is the seconds that the server asked for, or None. ``ERROR_TABLE`` says
-what each status means.
+The names are those of the openai and anthropic SDKs, so their users already know them.
+Every error has two attributes: ``retryable`` (may the same request succeed later?) and
+``retry_after`` (the seconds that the server asked for, or None). ``ERROR_TABLE`` says what
+each error means and what to do about it.
+
+Most 4xx are not retryable, because the same request would fail again. 408, 409 and 429 are:
+the request was fine, but it came at a bad time. Every 5xx is the server's failure and
+retryable, including unusual ones such as 520 and 529.
 """
 
 from __future__ import annotations
@@ -37,12 +41,12 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-MAX_MESSAGE_LENGTH = 500
-UNKNOWN_MODEL = "1500"  # the code with which the real API answers 400 to an unknown model
+MAX_MESSAGE_LENGTH = 500  # characters
+UNKNOWN_MODEL = "1500"  # the error code in the real API's 400 for an unknown model
 
 
 class MistralError(Exception):
-    """The root: ``except MistralError`` catches everything that a call can raise."""
+    """The base class: ``except MistralError`` catches every failure of a call."""
 
     retryable: bool = False
     retry_after: float | None = None
@@ -59,14 +63,14 @@ class APITimeoutError(APIConnectionError):
 
 
 class APIStreamBrokenError(APIConnectionError):
-    """A stream broke off after its first text; ``partial_text`` is what had come until then.
+    """A stream broke off after its first text; ``partial_text`` is the text up to there.
 
-    Not retryable: the reader has seen the text, and a new response starts again in other
-    words. Only the caller can decide whether to restart, continue or stop.
+    Not retryable: the user has already seen this text, and a new response would start over
+    with different wording. Only the caller can decide whether to restart, continue or stop.
     """
 
     retryable = False
-    status_code = 200  # the response had begun
+    status_code = 200  # the response had started
 
     def __init__(self, message: str, partial_text: str) -> None:
         super().__init__(message, partial_text)
@@ -85,8 +89,9 @@ class APIResponseValidationError(MistralError):
 class APIStatusError(MistralError):
     """The server responded with an error status.
 
-    ``message`` is readable text, ``code`` the API's own error code or None,
-    ``request_id`` what to quote to support or None, ``retry_after`` seconds or None.
+    ``message`` is readable text. ``code`` is the API's own error code, ``request_id`` the
+    ID to quote to the API's support, ``retry_after`` the seconds that the server asked for;
+    each of these three may be None.
     """
 
     def __init__(
@@ -97,7 +102,7 @@ class APIStatusError(MistralError):
         request_id: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        # All of them go to Exception, so that the error survives pickle and copy.
+        # Exception needs all arguments, so that the error can be pickled and copied.
         super().__init__(status_code, message, code, request_id, retry_after)
         self.status_code = status_code
         self.message = message
@@ -122,11 +127,11 @@ class PaymentRequiredError(APIStatusError):
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the key is valid, but not for this."""
+    """403: the key is valid, but does not permit this request."""
 
 
 class NotFoundError(APIStatusError):
-    """404: no such path or model. The real API reports an unknown model with a 400."""
+    """404: no such path or model; also the real API's 400 for an unknown model."""
 
 
 class RequestTimeoutError(APIStatusError):
@@ -167,17 +172,20 @@ class InternalServerError(APIStatusError):
 
 
 class InvalidRequestError(ValueError):
-    """The request cannot be right, so it was not sent: a mistake in the calling program.
+    """The request is invalid, so it was not sent: the calling program has a bug.
 
-    Not a MistralError, since nothing went wrong at the API; but marked as not retryable,
-    so that it is not retried, opens no circuit and is not hidden by a fallback.
+    It is not a MistralError, since nothing went wrong at the API. It is marked as not
+    retryable, so it is not retried, does not open a circuit and is not hidden by a fallback.
     """
 
     retryable = False
 
 
 class ErrorInfo(NamedTuple):
-    """One row of the error table; ``status`` is None for every status without its own row."""
+    """One row of the error table.
+
+    ``status`` is None for connection errors, and for any status without a row of its own.
+    """
 
     status: int | None
     error: type[MistralError]
@@ -186,7 +194,7 @@ class ErrorInfo(NamedTuple):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same request may succeed later: the error class says so."""
+        """Whether the same request may succeed later."""
         return self.error.retryable
 
 
@@ -199,7 +207,7 @@ ERROR_TABLE: tuple[ErrorInfo, ...] = (
               "check MISTRAL_API_KEY"),
     ErrorInfo(402, PaymentRequiredError, "the account's budget is used up",
               "raise the limit or add credit in the console"),
-    ErrorInfo(403, PermissionDeniedError, "the key may not do this",
+    ErrorInfo(403, PermissionDeniedError, "the key does not permit this request",
               "use a key or a model that the workspace allows"),
     ErrorInfo(404, NotFoundError, "there is no such model or path",
               "check the model's name and MISTRAL_BASE_URL"),
@@ -235,7 +243,11 @@ ERROR_TABLE: tuple[ErrorInfo, ...] = (
 
 
 def error_info(status_code: int) -> ErrorInfo:
-    """Return the table's row for an HTTP status; one without a row gets its family's."""
+    """Return the error table's row for an HTTP status.
+
+    A status without a row of its own gets the row for any other 5xx, or the one for any
+    unexpected status.
+    """
     for row in ERROR_TABLE:
         if row.status == status_code:
             return row
@@ -246,13 +258,13 @@ def error_info(status_code: int) -> ErrorInfo:
 def is_retryable_status(status_code: int) -> bool:
     """Return whether a request that got this HTTP status may succeed later.
 
-    For the errors of other libraries: ``error.retryable = is_retryable_status(503)``.
+    Use it to mark the errors of other libraries: ``error.retryable = is_retryable_status(503)``.
     """
     return error_info(status_code).retryable
 
 
 def explain(error: BaseException) -> str:
-    """Return one sentence for a person: what happened, and what to do about it."""
+    """Return one sentence that tells the user what happened and what to do about it."""
     last_failure = getattr(error, "last_failure", None)
     if last_failure is not None:  # a CircuitOpenError
         seconds = getattr(error, "retry_after", 0.0)
@@ -281,7 +293,7 @@ def _row_of(error: MistralError) -> ErrorInfo:
 def error_from_response(status_code: int, headers: Mapping[str, str], body: str) -> APIStatusError:
     """Return the exception for an error response, whatever shape its body has.
 
-    ``headers`` must look names up in any case, as those of requests do.
+    ``headers`` must be a case-insensitive mapping, such as ``response.headers`` of requests.
     """
     message, code, request_id = "", None, None
     try:
@@ -293,7 +305,7 @@ def error_from_response(status_code: int, headers: Mapping[str, str], body: str)
             code = _text_or_none(source.get("code"))
             request_id = _text_or_none(fields.get("request_id"))
     except (ValueError, RecursionError):
-        pass  # A gateway's HTML page or an empty body: only the status is left to tell.
+        pass  # An HTML page of a gateway, or an empty body: the status gives the message.
     return _error_class(status_code, headers, code)(
         status_code,
         _one_line(message) or _phrase(status_code),
@@ -318,7 +330,7 @@ def _error_class(
 
 
 def _message_in(body: Any) -> str:
-    """Return the readable part of an error body, in any of the shapes that the API uses."""
+    """Return the readable part of an error body, which may have any of the API's shapes."""
     if isinstance(body, str):
         return body
     if isinstance(body, list):
@@ -339,14 +351,14 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    """Return the text safe to print: without line breaks and terminal codes, and not too long."""
+    """Return the text as one short line that is safe to print, without terminal codes."""
     text = "".join(char if char.isprintable() else " " for char in text)
     text = " ".join(text.split())
     return text if len(text) <= MAX_MESSAGE_LENGTH else text[: MAX_MESSAGE_LENGTH - 3] + "..."
 
 
 def _phrase(status_code: int) -> str:
-    """Return the status's own name, for a response whose body says nothing."""
+    """Return the standard name of a status ("Bad Gateway"), for a body without a message."""
     try:
         return HTTPStatus(status_code).phrase
     except ValueError:
@@ -357,8 +369,8 @@ def parse_retry_after(value: str | None, now: float | None = None) -> float | No
     """Return the seconds to wait from a Retry-After header, or None if it is unusable.
 
     Accepts a number of seconds or any HTTP date (RFC 9110, 10.2.3); a date without
-    a zone is UTC. ``now`` is in seconds since the epoch, by default the clock's.
-    What is malformed, negative, infinite, not a number or past counts as absent.
+    a zone is UTC. ``now`` is in seconds since the epoch, by default the current time.
+    Returns None for anything malformed, negative or infinite, and for a date in the past.
 
     >>> parse_retry_after("2")
     2.0

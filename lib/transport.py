@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT-0
-"""How bytes travel: the key, the URL, timeouts, and what a connection error is called.
+"""Send HTTP requests with an API key, within a total timeout, and name connection errors.
 
-requests has a timeout for each read, not for the whole call: a server that sends one byte
-per minute holds a call forever. Here every read of a response gets the lesser of the read
-timeout and the time that is left, so the call ends when its total timeout has passed.
+A read timeout is not a total timeout. requests limits each read, not the whole call, so a
+server that sends one byte every few seconds can hold a call forever. Here each read may
+last as long as the read timeout or the time left for the call, whichever is shorter, so
+the call ends when its total timeout has passed.
 
-The API key goes into the Authorization header and nowhere else: whatever a server sends
-back is redacted here, before anybody else sees it. Only this file knows urllib3.
+The API key goes into the Authorization header and nowhere else. If a response repeats it in
+its headers or in an error message, it is redacted here. Only this file uses urllib3.
 Needs ``requests`` and ``errors.py``.
 """
 
@@ -38,8 +39,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from .errors import APIConnectionError, APITimeoutError, error_from_response
 
 MAX_RESPONSE_BYTES = 8 * 1024 * 1024
-MAX_CONNECTIONS = 64  # kept open between calls; more threads than that still work
-DRAIN_SECONDS = 0.5  # for the end of a body whose content has been read
+MAX_CONNECTIONS = 64  # kept open between calls; more threads than this still work
+DRAIN_SECONDS = 0.5  # to read the end of a stream after its last event
 REDACTED = "[redacted]"
 DROPPED_CONNECTION = (
     ConnectionError,
@@ -50,12 +51,12 @@ TIMEOUTS = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
 
 
 class Transport:
-    """Sends requests to one base URL with one key. Thread-safe.
+    """Send requests to one base URL with one key. Thread-safe.
 
-    A ``session`` of your own is used as it is, and left open; its total timeout then
-    bounds the connecting and each single read, but not a body that drips byte by byte.
-    Raises ValueError for a key that no header can carry and for a base URL that cannot
-    work; the message never shows the key.
+    A ``session`` of your own is used as it is and not closed. With it, the total timeout
+    limits the connection attempt and each read, but not a body that arrives byte by byte.
+    Raises ValueError for an invalid base URL, and for a key that an HTTP header cannot
+    carry; the message never shows the key.
     """
 
     def __init__(self, api_key: str, base_url: str, session: requests.Session | None) -> None:
@@ -79,10 +80,10 @@ class Transport:
         timeout: tuple[float, float],
         total_timeout: float,
     ) -> Iterator[Response]:
-        """Send a request and hand out its 2xx response; all else is a MistralError.
+        """Send a request and yield its 2xx response; raise a MistralError for anything else.
 
-        ``timeout`` is the seconds to connect, and of silence; ``total_timeout`` bounds the
-        whole call, until the ``with`` block has been left.
+        ``timeout`` is (connect timeout, read timeout) in seconds. ``total_timeout`` is the
+        seconds for the whole call, which ends with the ``with`` block.
         """
         deadline = _deadlines.current = _Deadline(total_timeout)
         try:
@@ -91,10 +92,10 @@ class Transport:
                 self.base_url + path,
                 data=body,
                 headers={"Content-Type": "application/json"},
-                auth=self._auth,  # an Authorization header of our own would lose to ~/.netrc
+                auth=self._auth,  # requests lets ~/.netrc replace a header, but not this
                 timeout=(min(timeout[0], total_timeout), min(timeout[1], total_timeout)),
                 allow_redirects=False,
-                proxies=dict(self._proxies),  # requests adds to it
+                proxies=dict(self._proxies),  # a copy, since requests changes it
                 stream=True,
             ) as raw:
                 response = Response(raw, deadline, self._auth.key)
@@ -103,18 +104,19 @@ class Transport:
                     raise error_from_response(raw.status_code, response.headers, text)
                 yield response
         except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
-            shown = "".join(traceback.format_exception(error))
-            cause = None if self._auth.key in shown else error
+            # A traceback also shows the cause: leave out a cause that contains the key.
+            traceback_text = "".join(traceback.format_exception(error))
+            cause = None if self._auth.key in traceback_text else error
             raise _connection_error(error, self._host, deadline) from cause
 
     def close(self) -> None:
-        """Close the connections, unless the session is the caller's own."""
+        """Close the connections, unless you passed a session of your own."""
         if self._owns_session:
             self._session.close()
 
 
 class Response:
-    """A response whose body has not been read yet; its headers are redacted."""
+    """An HTTP response whose body has not been read yet. Its headers are redacted."""
 
     def __init__(self, raw: requests.Response, deadline: _Deadline, key: str) -> None:
         self.headers: Mapping[str, str] = CaseInsensitiveDict(
@@ -125,38 +127,38 @@ class Response:
         self._key = key
 
     def read(self) -> bytes:
-        """Return the body, at most one byte more than MAX_RESPONSE_BYTES."""
+        """Return the body, cut off one byte above MAX_RESPONSE_BYTES."""
         content: bytes = self._raw.read(MAX_RESPONSE_BYTES + 1, decode_content=True)
         return content
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the body as it comes."""
-        # Without chunks there is no telling where a piece ends: take it byte by byte.
+        """Yield the body as it arrives."""
+        # Without chunked encoding, a larger read would wait until its buffer is full.
         size = 65536 if getattr(self._raw, "chunked", False) else 1
         yield from self._raw.stream(size, decode_content=True)
 
     def drain(self, chunks: Iterator[bytes]) -> None:
-        """Read the body's end, or the connection could not be used again; but don't wait long."""
+        """Read the end of the body, so that the connection can be reused; don't wait long."""
         self._deadline.shorten(DRAIN_SECONDS)
         with contextlib.suppress(OSError, ValueError, urllib3.exceptions.HTTPError):
             next(chunks, b"")
 
     def error_text(self) -> str:
-        """Return the body of an error response, redacted; what can't be read is left out."""
+        """Return the body of an error response, redacted, or "" if it can't be read."""
         text = ""
         with contextlib.suppress(ValueError, urllib3.exceptions.HTTPError):
             text = self.read()[:MAX_RESPONSE_BYTES].decode("utf-8", "replace")
         with contextlib.suppress(ValueError, RecursionError):
-            text = json.dumps(json.loads(text))  # a key in JSON may be spelled with escapes
+            text = json.dumps(json.loads(text))  # JSON may write the key with escapes (\u0041)
         return self.redact(text)
 
     def redact(self, text: str) -> str:
-        """Return the text, as it is or as JSON from ``json.dumps``, without the key."""
+        """Return the text (plain, or JSON from ``json.dumps``) with the key redacted."""
         return text.replace(json.dumps(self._key)[1:-1], REDACTED).replace(self._key, REDACTED)
 
 
 class _Deadline:
-    """The moment at which a call must have ended, on the monotonic clock."""
+    """The time by which a call must end, on the monotonic clock."""
 
     def __init__(self, total_timeout: float) -> None:
         self.total_timeout = total_timeout
@@ -173,11 +175,11 @@ class _Deadlines(threading.local):
     current: _Deadline | None = None
 
 
-_deadlines = _Deadlines()  # hands a call's deadline through requests and urllib3 to its socket
+_deadlines = _Deadlines()  # carries a call's deadline through requests and urllib3 to its socket
 
 
 class _DeadlineReader(io.RawIOBase):
-    """Reads from a socket, and lets no read last longer than the call may still take."""
+    """Read from a socket; each read ends, at the latest, at the call's deadline."""
 
     def __init__(self, connection: socket.socket, deadline: _Deadline) -> None:
         self._socket = connection
@@ -201,7 +203,7 @@ class _DeadlineReader(io.RawIOBase):
 
 
 class _DeadlineResponse(http.client.HTTPResponse):
-    """http.client's response over a _DeadlineReader: status line, headers and body."""
+    """http.client's response; status line, headers and body come from a _DeadlineReader."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -227,7 +229,7 @@ class _HTTPSPool(HTTPSConnectionPool):
 
 
 class _DeadlineAdapter(HTTPAdapter):
-    """requests' adapter with connections that keep a call's deadline, with or without a proxy."""
+    """requests' adapter, with connections that respect a call's deadline (also via a proxy)."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -243,7 +245,7 @@ class _DeadlineAdapter(HTTPAdapter):
 
 
 class _BearerAuth(AuthBase):
-    """Sets the Authorization header. A class, so that no repr shows the key."""
+    """Set the Authorization header. Its repr does not show the key."""
 
     def __init__(self, key: str) -> None:
         if not isinstance(key, str) or not key:
@@ -262,13 +264,18 @@ class _BearerAuth(AuthBase):
 
 
 def _forget_redirect(response: requests.Response, **_: object) -> None:
-    """Drop Location: requests reads a redirect's body and parses it even if it may not follow."""
+    """Drop the Location header.
+
+    With it, requests reads a redirect's body and parses the target, although it must not follow.
+    """
     response.headers.pop("Location", None)
 
 
 def _check_base_url(url: str) -> tuple[str, str, bool]:
-    """Return (URL without a slash at its end, host, is it this machine?), or raise ValueError."""
-    # The URL itself is not shown: it may hold a password, or a key pasted by mistake.
+    """Return (URL without a trailing slash, host, whether it is this machine), or raise ValueError.
+
+    The message does not show the URL: it may contain a password, or a key pasted by mistake.
+    """
     hint = "The base URL must look like https://api.mistral.ai/v1"
     try:
         parts = urlsplit(url)
@@ -294,10 +301,10 @@ def is_loopback(host: str) -> bool:
 
 
 def _connection_error(error: Exception, host: str, deadline: _Deadline) -> APIConnectionError:
-    """Name what lies under an exception of requests or urllib3, however deep it is wrapped."""
+    """Return an error that names the root cause of a requests or urllib3 exception."""
     for reason in _causes(error):
         if isinstance(reason, urllib3.exceptions.NewConnectionError):
-            continue  # a timeout by its class alone: what it was raised from says what it is
+            continue  # its class derives from a timeout, but only its cause says what happened
         if isinstance(reason, TIMEOUTS):
             if deadline.remaining() <= 0:
                 total = f"within the total timeout of {deadline.total_timeout:g} s"
@@ -317,10 +324,11 @@ def _connection_error(error: Exception, host: str, deadline: _Deadline) -> APICo
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the exception, then all that it was raised from or wraps.
+    """Yield the exception, then every exception that it was raised from or wraps.
 
-    Never ``__context__``, which may be what the caller happens to be handling; but for an
-    error of urllib3 1.26, whose context is the socket's error.
+    ``__context__`` is not followed, since it may be an unrelated exception that the caller
+    is handling. NewConnectionError is different: in urllib3 1.26, its context is the
+    socket's error.
     """
     seen, waiting = set[int](), [error]
     while waiting:
