@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Stay under a rate limit: start n requests per minute, evenly spaced, first come, first served.
+"""Stay under a rate limit: start at most n requests per minute, evenly spaced and in order.
 
 Copy this file alone: it needs the standard library only.
 
@@ -9,10 +9,12 @@ Copy this file alone: it needs the standard library only.
     >>> 0 < limiter.acquire() <= 0.2    # the next one waits for its slot
     True
 
-A limiter that allows 60 requests in each clock minute lets 120 pass around the turn of
-the minute. Evenly spaced starts cannot exceed the limit in any 60 seconds.
+Why evenly spaced: a limiter that allows 60 requests per clock minute can let 120 through
+in two seconds, 60 at the end of one minute and 60 at the start of the next. Evenly spaced
+starts cannot exceed the limit in any 60 seconds, and the server gets no bursts.
 
-After the leaky bucket of J. Turner (1986), without room for a burst.
+After the leaky bucket (J. Turner, "New Directions in Communications", 1986), with no room
+for a burst.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ import threading
 import time
 from collections import deque
 
-WINDOW = 10  # starts; in any WINDOW intervals or more, the rate is never exceeded
+WINDOW = 10  # starts; over WINDOW or more of them, even late starts never exceed the rate
 
 
 class RateLimitTimeoutError(TimeoutError):
-    """No slot came within the timeout, so no request was sent.
+    """No slot was free within the timeout, so no request was sent.
 
-    Your own limiter gave up, not the service: it is not retryable, and its status is that
-    of a 429, so that a circuit breaker does not count it.
+    The error comes from your own limiter, not from the service. It is not retryable, and its
+    ``status_code`` is 429, so a circuit breaker does not count it as a failure.
     """
 
     retryable = False
@@ -38,15 +40,15 @@ class RateLimitTimeoutError(TimeoutError):
 
 
 class RateLimiter:
-    """Let ``max_requests_per_minute`` requests start per minute, evenly spaced.
+    """Let at most ``max_requests_per_minute`` requests start per minute, evenly spaced.
 
-    Callers start in the order in which they came. A thread that wakes late starts late;
-    the next start makes up for it, so that the full rate is reached.
-    It counts the starts of this process; several processes need a shared limiter.
+    Callers start in the order in which they arrived. If the operating system wakes a thread
+    late, its request starts late. The next starts make up for the delay, so the full rate is
+    still reached. Only this process is counted; several processes need a shared limiter.
 
-    Thread-safe; threads and asyncio tasks may share one. While a task is first in line,
-    the others depend on its event loop: don't block it. Raises ValueError for a wrong
-    argument.
+    Thread-safe. Threads and asyncio tasks may share one limiter. While a task is first in
+    line, the callers behind it wait for its event loop, so don't block the loop. Raises
+    ValueError for a wrong argument.
     """
 
     def __init__(self, max_requests_per_minute: float = 60) -> None:
@@ -58,17 +60,18 @@ class RateLimiter:
             )
         self.max_requests_per_minute = max_requests_per_minute
         self._interval = 60.0 / max_requests_per_minute
-        self._next_slot = -math.inf  # on the monotonic clock, like all times here
+        self._next_slot = -math.inf  # a time on the monotonic clock, like all times here
         self._window_opens_at = -math.inf
         self._last_starts: deque[float] = deque(maxlen=WINDOW)
         self._line: deque[_Waiter] = deque()
-        self._reserved: deque[float] = deque()  # slots behind those who were in line
+        self._reserved: deque[float] = deque()  # slots that ``reserve`` booked behind the line
         self._lock = threading.Lock()
 
     def reserve(self) -> float:
-        """Book the next free slot for good. Return the seconds until it; the caller waits.
+        """Book the next free slot. Return the seconds until it; you must wait that long yourself.
 
-        For callers that announce the wait, or wait in a way of their own.
+        Use it to announce the wait, or to wait in your own way. A booked slot cannot be
+        given back.
         """
         with self._lock:
             now = time.monotonic()
@@ -83,22 +86,23 @@ class RateLimiter:
     def acquire(self, timeout: float | None = None) -> float:
         """Wait for a free slot and take it. Return the seconds waited.
 
-        The slot is taken when the wait is over, so a caller that gives up costs nothing,
-        and ``pause`` also delays callers that already wait. Raises RateLimitTimeoutError as
-        soon as it is clear that no slot comes within ``timeout`` seconds.
+        The slot is taken only when the wait is over, so a caller that gives up uses no slot,
+        and ``pause`` also delays callers that are already waiting. Raises
+        RateLimitTimeoutError as soon as it is clear that no slot will be free within
+        ``timeout`` seconds.
         """
         waiter = _Waiter(timeout)
         try:
-            while (wait := self._start_or_wait(waiter)) > 0:
+            while (wait := self._try_start(waiter)) > 0:
                 if waiter.is_first:
                     time.sleep(wait)
                 else:
-                    waiter.wait_until_called(wait)
+                    waiter.wait_until_notified(wait)
         except BaseException:
             try:
                 self._leave(waiter)
             finally:
-                self._leave(waiter)  # again, in case that Ctrl-C interrupted the first
+                self._leave(waiter)  # again, in case Ctrl-C interrupted the first call
             raise
         return waiter.waited
 
@@ -109,16 +113,16 @@ class RateLimiter:
         """
         waiter = _TaskWaiter(timeout)
         try:
-            while (wait := self._start_or_wait(waiter)) > 0:
+            while (wait := self._try_start(waiter)) > 0:
                 if waiter.is_first:
                     await asyncio.sleep(wait)
                 else:
-                    await waiter.wait_until_called_async(wait)
+                    await waiter.wait_until_notified_async(wait)
         except BaseException:
             try:
                 self._leave(waiter)
             finally:
-                self._leave(waiter)  # again, in case that Ctrl-C interrupted the first
+                self._leave(waiter)  # again, in case Ctrl-C interrupted the first call
             raise
         return waiter.waited
 
@@ -126,7 +130,7 @@ class RateLimiter:
         """Block all new starts for ``seconds``; slots that are already reserved are kept.
 
         Call it with the Retry-After of a 429: every caller that shares the limiter waits,
-        so that the others don't each earn a 429.
+        so that the others don't each get a 429 too.
         """
         if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
             raise ValueError(f"seconds must be a number of seconds >= 0, got {seconds!r}")
@@ -136,8 +140,8 @@ class RateLimiter:
     def __repr__(self) -> str:
         return f"RateLimiter({self.max_requests_per_minute:g}, waiting={len(self._line)})"
 
-    def _start_or_wait(self, waiter: _Waiter) -> float:
-        """Start if the waiter's turn and slot have come, and return 0; else the seconds to wait."""
+    def _try_start(self, waiter: _Waiter) -> float:
+        """Take a slot and return 0 if it is the waiter's turn; else return the seconds to wait."""
         with self._lock:
             now = time.monotonic()
             if waiter.joined_at is None:
@@ -157,48 +161,50 @@ class RateLimiter:
                 return give_up_at - now
             if slot > now:
                 return slot - now
-            # A start that is late by less than an interval keeps its slot; the next makes up.
-            kept = max(self._next_slot, waiter.joined_at)
-            self._take(kept if now < kept + self._interval else now, now)
+            # A start less than one interval late keeps its slot, so the next one is on time.
+            due = max(self._next_slot, waiter.joined_at)
+            self._take(due if now < due + self._interval else now, now)
             waiter.waited = now - waiter.joined_at
             self._line.popleft()
-            self._call_first()
+            self._notify_first()
             return 0.0
 
     def _leave(self, waiter: _Waiter) -> None:
-        """Take a waiter that gave up out of the line, wherever it was interrupted."""
+        """Remove a waiter that gave up from the line, wherever it was interrupted."""
         with self._lock:
             if waiter in self._line:
                 self._line.remove(waiter)
-            self._call_first()
+            self._notify_first()
 
-    def _call_first(self) -> None:
+    def _notify_first(self) -> None:
         while self._line:
             try:
-                self._line[0].call()
+                self._line[0].notify()
                 return
-            except RuntimeError:  # its event loop has been closed: it will never come
+            except RuntimeError:  # its event loop is closed, so it will never start
                 self._line.popleft()
 
     def _earliest_start(self) -> float:
+        """Return when the next request may start; first take the reserved slots that are due."""
         while self._reserved and self._reserved[0] < self._next_slot + self._interval / 2:
             slot = self._reserved.popleft()
             self._take(max(slot, self._next_slot), slot)
         return max(self._next_slot, self._window_opens_at)
 
     def _take(self, slot: float, start: float) -> None:
-        """Book a slot, whose request starts at ``start``, perhaps a little later."""
+        """Book a slot for a request that starts at ``start``, which may be after the slot."""
         self._next_slot = slot + self._interval
         self._last_starts.append(start)
-        # However late some starts were: n intervals after the n-th last start, for n >= WINDOW.
+        # Starts that make up for a delay must not exceed the rate: for each n >= WINDOW, the
+        # next start comes at least n intervals after the n-th last one.
         self._window_opens_at += self._interval
         if len(self._last_starts) == WINDOW:
-            in_a_window = self._last_starts[0] + WINDOW * self._interval
-            self._window_opens_at = max(self._window_opens_at, in_a_window)
+            window_end = self._last_starts[0] + WINDOW * self._interval
+            self._window_opens_at = max(self._window_opens_at, window_end)
 
 
 class _Waiter:
-    """A thread in line. It is called once, when it is first; then it waits for its slot."""
+    """A thread in line. It is notified once, when it is first; then it waits for its slot."""
 
     def __init__(self, timeout: float | None) -> None:
         if timeout is not None and (type(timeout) not in (int, float) or not timeout >= 0):
@@ -210,29 +216,29 @@ class _Waiter:
         self._set_up()
 
     def _set_up(self) -> None:
-        self._called = threading.Event()
+        self._notified = threading.Event()
 
-    def call(self) -> None:
-        self._called.set()
+    def notify(self) -> None:
+        self._notified.set()
 
-    def wait_until_called(self, seconds: float) -> None:
-        self._called.wait(min(seconds, threading.TIMEOUT_MAX))
+    def wait_until_notified(self, seconds: float) -> None:
+        self._notified.wait(min(seconds, threading.TIMEOUT_MAX))
 
 
 class _TaskWaiter(_Waiter):
-    """An asyncio task in line; its event loop may run in another thread than its caller's."""
+    """An asyncio task in line. A thread other than that of its event loop may notify it."""
 
     def _set_up(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._future = self._loop.create_future()
 
-    def call(self) -> None:
+    def notify(self) -> None:
         if asyncio._get_running_loop() is self._loop:
             self._wake()
         else:
             self._loop.call_soon_threadsafe(self._wake)
 
-    async def wait_until_called_async(self, seconds: float) -> None:
+    async def wait_until_notified_async(self, seconds: float) -> None:
         if seconds == math.inf:
             await self._future
             return

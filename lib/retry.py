@@ -2,8 +2,8 @@
 """Retry a failed call with exponential backoff, full jitter and a retry budget.
 
 Copy this file alone: it needs the standard library only. It looks at two attributes
-that any exception can carry: ``retryable`` (bool; an error without it is not retried)
-and ``retry_after`` (seconds that the server asked for, or None).
+that any exception can have: ``retryable`` (bool; an error without it is not retried)
+and ``retry_after`` (the seconds that the server asked for, or None).
 
     >>> class Busy(Exception):
     ...     retryable = True
@@ -16,14 +16,18 @@ and ``retry_after`` (seconds that the server asked for, or None).
     >>> Retrier(max_attempts=3, base_delay=0.01).call(call_api)
     'Hello!'
 
-Why exponential: a service that is still down after one second needs more time, not
-more requests. Why jitter: a thousand clients that fail together and all wait exactly
-one second come back together, and knock the service over again. Why a budget: three
-attempts per call are three times the load on a service that fails because it has too
-much of it.
+Why exponential backoff (each wait is twice as long as the one before): a service that is
+still down after one second needs more time, not more requests. Why full jitter (each wait
+is random, between zero and that length): a thousand clients that fail together and all
+wait exactly one second retry together, and overload the service again. This is called a
+thundering herd. Why a retry budget: if a service fails because it is overloaded, three
+attempts per call triple its load and keep it down.
 
-Retry only what is safe to do twice. A chat call changes nothing on the server, but it
-costs money twice; never retry an action that you take because of its answer.
+Retry only what is safe to do twice (idempotent). A chat call changes nothing on the
+server, but after a timeout the first answer may have been generated and billed. If your
+code acts on the answer (sends mail, runs a tool), retry the chat call only, never the
+action. Retry at one layer only: three attempts around an SDK that makes three attempts
+itself are nine requests.
 
 After Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015), and,
 for the budget, gRPC's retry throttling (proposal A6) and Finagle's RetryBudget.
@@ -61,16 +65,17 @@ def is_retryable(error: Exception) -> bool:
 
 
 class RetryBudget:
-    """Limit the share of retries among all calls, so that they cannot keep a service down.
+    """Limit the retries of all calls together, so that they cannot keep a service down.
 
-    The budget holds up to ``max_tokens`` tokens and starts full. A retry costs one; each
-    success earns ``tokens_per_success``, each second ``tokens_per_second``. While a
-    service is down there are no successes, so it gets its normal load, plus one retry
-    every two seconds with the defaults. A program that makes one call per second keeps
-    its retries: up to 0.6 per second.
+    The budget holds up to ``max_tokens`` tokens and starts full. Each retry costs one token.
+    Each success earns ``tokens_per_success``, and each second earns ``tokens_per_second``.
+    While a service is down, no call succeeds. With the defaults, the service then gets its
+    normal load plus one retry every two seconds. A program that makes one call per second
+    can still retry: it earns up to 0.6 retries per second.
 
-    Every Retrier has one of its own unless you give several the same. A budget of
-    ``math.inf`` tokens never runs out. Thread-safe. Raises ValueError for a wrong argument.
+    Each Retrier has a budget of its own, unless you pass one budget to several of them.
+    With ``max_tokens=math.inf`` it never runs out. Thread-safe. Raises ValueError for a
+    wrong argument.
     """
 
     def __init__(
@@ -92,7 +97,7 @@ class RetryBudget:
         self._lock = threading.Lock()
 
     def take(self) -> bool:
-        """Pay for one retry. Return False, and take nothing, if less than one token is left."""
+        """Take one token for a retry. Return False, and take none, if less than one is left."""
         with self._lock:
             now = time.monotonic()
             self._add((now - self._updated_at) * self.tokens_per_second)
@@ -103,7 +108,7 @@ class RetryBudget:
             return True
 
     def earn(self) -> None:
-        """Add what a successful call earns."""
+        """Add the tokens that a successful call earns."""
         if self._tokens < self.max_tokens:
             with self._lock:
                 self._add(self.tokens_per_success)
@@ -118,23 +123,26 @@ class RetryBudget:
 class Retrier:
     """Call an operation until it succeeds, at most ``max_attempts`` times.
 
-    All times are seconds. After attempt n it waits a random time between 0 and
-    min(max_delay, base_delay * 2**(n-1)), or exactly that long with ``jitter=False``.
-    A server's Retry-After takes precedence. It is not waited for if it is longer than
-    ``max_retry_after``, and no wait is begun that would end after ``total_timeout``
-    (counted from the start of the call; None: no limit): the error is raised at once.
+    All times are in seconds. After attempt n, the Retrier waits a random time between 0 and
+    ``min(max_delay, base_delay * 2**(n-1))``, or exactly that long with ``jitter=False``.
+    If the server sent a Retry-After, the Retrier waits that long instead. It does not wait
+    but raises the error at once if the Retry-After is longer than ``max_retry_after``, or if
+    the wait would end after ``total_timeout``, counted from the start of the call (None
+    means no limit).
 
-    ``retry_if(error)`` decides which errors are worth another attempt; by default those
-    with ``retryable = True``. ``budget`` limits the retries of all calls together (see
-    RetryBudget); None makes a budget of its own.
+    ``retry_if(error)`` decides whether an error is worth another attempt; by default, it is
+    if it has ``retryable = True``. ``budget`` limits the retries of all calls together (see
+    RetryBudget); with None, the Retrier makes a budget of its own.
 
-    Hooks, for a log or a lesson; attempts count from 1, and what a hook raises reaches the caller:
-    ``on_attempt(attempt)`` before each attempt, ``on_wait(attempt, error, delay)`` before
-    each wait, ``on_recovery(attempt)`` after a success that took more than one attempt,
-    ``on_give_up(attempt, error, reason)`` before the last error is raised; ``reason`` is
-    one of GiveUpReason's texts. Each wait is also logged at INFO.
+    Each wait is logged at INFO. For more, pass hooks; attempts count from 1, and an
+    exception that a hook raises reaches the caller. ``on_attempt(attempt)`` is called before
+    each attempt, ``on_wait(attempt, error, delay)`` before each wait,
+    ``on_recovery(attempt)`` after a success that took more than one attempt, and
+    ``on_give_up(attempt, error, reason)`` before the last error is raised, with one of the
+    GiveUpReason texts.
 
-    Thread-safe; threads and asyncio tasks may share one. Raises ValueError for a wrong argument.
+    Thread-safe. Threads and asyncio tasks may share one Retrier. Raises ValueError for a
+    wrong argument.
     """
 
     def __init__(
@@ -174,9 +182,9 @@ class Retrier:
         self._on_give_up = on_give_up
 
     def call(self, operation: Callable[[], T]) -> T:
-        """Return the operation's result, or raise the original error of its last attempt.
+        """Call the operation, with retries. Return its result or raise its last error.
 
-        Only an Exception is retried: Ctrl-C and SystemExit pass through at once. Raises
+        KeyboardInterrupt and SystemExit are not retried; they pass through at once. Raises
         TypeError if the operation returns an awaitable, which has not run yet.
         """
         started_at = time.monotonic()
@@ -198,7 +206,7 @@ class Retrier:
                 return result
 
     async def call_async(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Do what ``call`` does for an async operation, and wait with ``asyncio.sleep``.
+        """Do what ``call`` does, for an async operation, without blocking the event loop.
 
         A cancelled task is not retried: asyncio.CancelledError passes through at once.
         """
@@ -219,7 +227,7 @@ class Retrier:
                 return result
 
     def __call__(self, function: F) -> F:
-        """Decorate a function or an async function: each call of it is retried."""
+        """Decorate a function or an async function, so that each call to it is retried."""
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("a generator runs after the call has returned: decorate what it calls")
 
@@ -246,7 +254,7 @@ class Retrier:
             self._on_recovery(attempt)
 
     def _delay_after(self, error: Exception, attempt: int, started_at: float) -> float | None:
-        """Decide what follows a failed attempt: the seconds to wait, or None to give up."""
+        """Return the seconds to wait after a failed attempt, or None to give up."""
         retry_after = _retry_after(error)
         delay = self._backoff(attempt) if retry_after is None else retry_after
         elapsed = time.monotonic() - started_at
@@ -274,26 +282,26 @@ class Retrier:
             return "Retry-After too long"
         if self.total_timeout is not None and elapsed + delay > self.total_timeout:
             return "total timeout"
-        if not self.budget.take():  # last, since it takes a token
+        if not self.budget.take():  # checked last, since it takes a token
             return "retry budget exhausted"
         return None
 
     def _backoff(self, attempt: int) -> float:
         doublings = min(attempt - 1, 1000)  # 2.0**1024 would overflow
         ceiling = min(self.max_delay, self.base_delay * 2.0**doublings)
-        # Jitter after the cap: added before it, all clients at the cap would wait equally long.
+        # Jitter comes after the cap: before it, all clients at the cap would wait equally long.
         return random.uniform(0, ceiling) if self.jitter else ceiling
 
 
 def _retry_after(error: Exception) -> float | None:
-    """Return the seconds that the server asked for; anything but a number >= 0 is ignored."""
+    """Return the error's ``retry_after``, or None if it is not a finite number >= 0."""
     value: Any = getattr(error, "retry_after", None)
     return value if type(value) in (int, float) and 0 <= value < math.inf else None
 
 
 def _not_awaited(result: object) -> TypeError:
     if inspect.iscoroutine(result):
-        result.close()  # or Python would warn that it was never awaited
+        result.close()  # otherwise Python warns that it was never awaited
     return TypeError("the operation returned an awaitable, which has not run: use call_async")
 
 

@@ -12,9 +12,14 @@ Copy this file alone: it needs the standard library only.
     >>> limiter.available
     19960
 
-An LLM API limits tokens as well as requests, and what a call uses is known only when its
-response has come. A limiter that books the worst case and never corrects it wastes most
-of the allowance; one that books nothing until then lets every thread start at once.
+A token is a piece of text, about four characters of English. An LLM API limits tokens as
+well as requests, but how many a call uses is known only when its response has arrived. A
+limiter that books the worst case and never corrects it wastes most of the limit. One that
+books nothing until the response arrives lets every thread start at once. This one books an
+estimate; settling the reservation replaces the estimate with the tokens really used.
+
+After the sliding window log, as described by Nikrad Mahdi in "An alternative approach to
+rate limiting" (Figma, 2017): each entry here is a number of tokens instead of a request.
 """
 
 from __future__ import annotations
@@ -28,16 +33,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 WINDOW = 60.0  # seconds
-CHARACTERS_PER_TOKEN = 4  # of English text; other languages need up to one token per character
+CHARACTERS_PER_TOKEN = 4  # in English; other languages need up to one token per character
 TOKENS_PER_MESSAGE = 4  # for the role and the separators
-ASSUMED_COMPLETION_TOKENS = 500  # where the request sets no max_tokens
+ASSUMED_COMPLETION_TOKENS = 500  # if the request sets no max_tokens
 
 
 class TokenLimitTimeoutError(TimeoutError):
     """There was no room for the tokens within the timeout, so no request was sent.
 
-    Your own limiter gave up, not the service: it is not retryable, and its status is that
-    of a 429, so that a circuit breaker does not count it.
+    The error comes from your own limiter, not from the service. It is not retryable, and its
+    ``status_code`` is 429, so a circuit breaker does not count it as a failure.
     """
 
     retryable = False
@@ -45,9 +50,10 @@ class TokenLimitTimeoutError(TimeoutError):
 
 
 def estimate_tokens(messages: Iterable[Mapping[str, Any]], max_tokens: int | None = None) -> int:
-    """Guess what a chat call will use at most: its prompt, and ``max_tokens`` of completion.
+    """Return roughly the most tokens that a chat call can use: prompt plus ``max_tokens``.
 
-    It is a rough guess from the length of the text; settling corrects it.
+    The prompt's part is a guess from the length of its text; settling corrects it. Without
+    ``max_tokens``, a completion of 500 tokens is assumed.
     """
     characters = messages_count = 0
     for message in messages:
@@ -58,7 +64,7 @@ def estimate_tokens(messages: Iterable[Mapping[str, Any]], max_tokens: int | Non
 
 
 class TokenReservation:
-    """Tokens booked for one call. ``waited`` is the seconds that the booking took."""
+    """Tokens booked for one call. ``waited`` is the seconds that ``reserve`` waited."""
 
     def __init__(self, limiter: TokenLimiter, entry: _Entry, waited: float) -> None:
         self.tokens = entry.tokens
@@ -67,11 +73,11 @@ class TokenReservation:
         self._entry: _Entry | None = entry
 
     def settle(self, used: int) -> None:
-        """Replace the estimate by the tokens that the call used, more or fewer.
+        """Replace the estimate with the tokens that the call used, more or fewer.
 
-        A call that the server rejected used 0. Never settle a call that timed out: the
-        server may have done the work. Its estimate then counts for a minute.
-        Raises ValueError if the reservation has been settled, or for a negative number.
+        A call that the server rejected used 0. Don't settle a call that timed out: the
+        server may have done the work, so its estimate must keep counting for a minute.
+        Raises ValueError if the reservation was settled before, or for a negative number.
         """
         if type(used) is not int or used < 0:
             raise ValueError(f"used must be an integer >= 0, got {used!r}")
@@ -82,14 +88,15 @@ class TokenReservation:
 
 
 class TokenLimiter:
-    """Let calls start only while the last 60 seconds have room for their tokens.
+    """Let a call start only if its tokens fit under the limit for the last 60 seconds.
 
-    It keeps a ledger as the server does. A reservation counts from the moment that it is
-    booked until 60 seconds after it was settled. Callers start in the order in which they
-    came; one that needs more than the whole limit waits until the ledger is empty.
+    The limiter keeps a ledger of bookings, as the server does. A reservation counts until 60
+    seconds after it was settled, or after it was booked if it is never settled. Callers
+    start in the order in which they arrived. A call that needs more tokens than the whole
+    limit waits until the ledger is empty.
 
-    Thread-safe; threads and asyncio tasks may share one. Raises ValueError for a wrong
-    argument.
+    Thread-safe. Threads and asyncio tasks may share one limiter. Raises ValueError for a
+    wrong argument.
     """
 
     def __init__(self, max_tokens_per_minute: int) -> None:
@@ -98,7 +105,7 @@ class TokenLimiter:
                 f"max_tokens_per_minute must be an integer >= 1, got {max_tokens_per_minute!r}"
             )
         self.max_tokens_per_minute = max_tokens_per_minute
-        self._ledger: deque[_Entry] = deque()  # the oldest first
+        self._ledger: deque[_Entry] = deque()  # oldest first
         self._used = 0  # the sum of the ledger
         self._paused_until = -math.inf
         self._line: deque[_Waiter] = deque()
@@ -106,26 +113,26 @@ class TokenLimiter:
 
     @property
     def available(self) -> int:
-        """The tokens that could be reserved now; below 0 if calls used more than estimated."""
+        """The tokens that can be reserved now; negative if calls used more than estimated."""
         with self._lock:
             self._expire(time.monotonic())
             return self.max_tokens_per_minute - self._used
 
     def reserve(self, estimate: int, timeout: float | None = None) -> TokenReservation:
-        """Wait until there is room for ``estimate`` tokens, and book them.
+        """Wait until there is room for ``estimate`` tokens, book them, return the reservation.
 
-        Raises TokenLimitTimeoutError when there is none within ``timeout`` seconds, and
+        Raises TokenLimitTimeoutError if there is no room within ``timeout`` seconds, and
         ValueError for a wrong argument.
         """
         waiter = _Waiter(estimate, timeout)
         try:
-            while (wait := self._book_or_wait(waiter)) > 0:
-                waiter.called.wait(min(wait, threading.TIMEOUT_MAX))
+            while (wait := self._try_book(waiter)) > 0:
+                waiter.notified.wait(min(wait, threading.TIMEOUT_MAX))
         except BaseException:
             try:
                 self._leave(waiter)
             finally:
-                self._leave(waiter)  # again, in case that Ctrl-C interrupted the first
+                self._leave(waiter)  # again, in case Ctrl-C interrupted the first call
             raise
         return TokenReservation(self, waiter.entry, waiter.waited)
 
@@ -136,7 +143,7 @@ class TokenLimiter:
         """
         waiter = _TaskWaiter(estimate, timeout)
         try:
-            while (wait := self._book_or_wait(waiter)) > 0:
+            while (wait := self._try_book(waiter)) > 0:
                 await waiter.wait(wait)
         except BaseException:
             try:
@@ -147,17 +154,18 @@ class TokenLimiter:
         return TokenReservation(self, waiter.entry, waiter.waited)
 
     def pause(self, seconds: float) -> None:
-        """Book nothing for ``seconds``: for the Retry-After of a 429."""
+        """Block all new bookings for ``seconds``. Call it with the Retry-After of a 429."""
         if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
             raise ValueError(f"seconds must be a number of seconds >= 0, got {seconds!r}")
         with self._lock:
             self._paused_until = max(self._paused_until, time.monotonic() + seconds)
 
     def observe(self, limits: Any) -> None:
-        """Take over the server's numbers (``completion.limits``) where they are tighter.
+        """Adopt the server's numbers (``completion.limits``) where they are stricter.
 
-        ``limits.tokens_per_minute`` lowers the limit; ``limits.remaining_tokens`` below
-        ``available`` means that others use the same account, and is booked for a minute.
+        A smaller ``limits.tokens_per_minute`` becomes the limit. If
+        ``limits.remaining_tokens`` is less than ``available``, other programs use the same
+        account: the difference is booked for a minute.
         """
         with self._lock:
             now = time.monotonic()
@@ -177,16 +185,16 @@ class TokenLimiter:
             f"waiting={len(self._line)})"
         )
 
-    def _book_or_wait(self, waiter: _Waiter) -> float:
-        """Book if it is the waiter's turn and there is room, and return 0; else seconds to wait."""
-        waiter.called.clear()  # before the look, so that no call after it is missed
+    def _try_book(self, waiter: _Waiter) -> float:
+        """Book and return 0 if it is the waiter's turn and there is room; else seconds to wait."""
+        waiter.notified.clear()  # before the check, so that no later notification is lost
         with self._lock:
             now = time.monotonic()
             if waiter.joined_at is None:
                 waiter.joined_at = now
                 self._line.append(waiter)
             give_up_at = waiter.joined_at + waiter.timeout
-            ready_at = math.inf  # not known while others are ahead
+            ready_at = math.inf  # unknown while others are ahead
             if self._line[0] is waiter:
                 self._expire(now)
                 ready_at = self._room_at(now, waiter.tokens)
@@ -194,7 +202,7 @@ class TokenLimiter:
                     waiter.entry = self._book(now, waiter.tokens)
                     waiter.waited = now - waiter.joined_at
                     self._line.popleft()
-                    self._call_first()
+                    self._notify_first()
                     return 0.0
             if now >= give_up_at:
                 raise TokenLimitTimeoutError(
@@ -203,7 +211,7 @@ class TokenLimiter:
             return min(ready_at, give_up_at) - now
 
     def _room_at(self, now: float, tokens: int) -> float:
-        """Return when the ledger has room, if nothing is settled before."""
+        """Return when the ledger will have room, if nothing is settled before that."""
         excess = self._used + tokens - self.max_tokens_per_minute
         ready_at = now
         for entry in self._ledger:
@@ -218,9 +226,9 @@ class TokenLimiter:
             now = time.monotonic()
             self._expire(now)
             self._remove(entry)
-            # From now on, since nobody here knows when in the meantime the server booked it.
+            # Booked as of now: when the server booked it is unknown, but it was before now.
             self._book(now, used)
-            self._call_first()
+            self._notify_first()
 
     def _book(self, now: float, tokens: int) -> _Entry:
         entry = _Entry(now, tokens)
@@ -229,7 +237,7 @@ class TokenLimiter:
         return entry
 
     def _remove(self, entry: _Entry) -> None:
-        """Free an entry's tokens; done twice, it frees them once."""
+        """Free an entry's tokens; a second call for the same entry frees nothing."""
         self._used -= entry.tokens
         entry.tokens = 0
 
@@ -239,23 +247,23 @@ class TokenLimiter:
             self._ledger.popleft()
 
     def _leave(self, waiter: _Waiter) -> None:
-        """Take a waiter that gave up out of the line, wherever it was interrupted."""
+        """Remove a waiter that gave up from the line, wherever it was interrupted."""
         with self._lock:
             if waiter in self._line:
                 self._line.remove(waiter)
-            self._call_first()
+            self._notify_first()
 
-    def _call_first(self) -> None:
+    def _notify_first(self) -> None:
         while self._line:
             try:
-                self._line[0].call()
+                self._line[0].notify()
                 return
-            except RuntimeError:  # its event loop has been closed: it will never come
+            except RuntimeError:  # its event loop is closed, so it will never start
                 self._line.popleft()
 
 
 class _Entry:
-    """Tokens in the ledger."""
+    """One booking in the ledger."""
 
     def __init__(self, booked_at: float, tokens: int) -> None:
         self.booked_at = booked_at  # on the monotonic clock
@@ -263,7 +271,7 @@ class _Entry:
 
 
 class _Waiter:
-    """A thread in line. It is called when it is first, and when a settlement made room."""
+    """A thread in line. It is notified when it is first, and when settling made room."""
 
     entry: _Entry
 
@@ -276,31 +284,31 @@ class _Waiter:
         self.timeout = math.inf if timeout is None else timeout
         self.joined_at: float | None = None
         self.waited = 0.0
-        self.called = threading.Event()
+        self.notified = threading.Event()
 
-    def call(self) -> None:
-        self.called.set()
+    def notify(self) -> None:
+        self.notified.set()
 
 
 class _TaskWaiter(_Waiter):
-    """An asyncio task in line; its event loop may run in another thread than its caller's."""
+    """An asyncio task in line. A thread other than that of its event loop may notify it."""
 
-    called: asyncio.Event  # type: ignore[assignment]
+    notified: asyncio.Event  # type: ignore[assignment]
 
     def __init__(self, tokens: int, timeout: float | None) -> None:
         super().__init__(tokens, timeout)
         self._loop = asyncio.get_running_loop()
-        self.called = asyncio.Event()
+        self.notified = asyncio.Event()
 
-    def call(self) -> None:
-        self._loop.call_soon_threadsafe(self.called.set)
+    def notify(self) -> None:
+        self._loop.call_soon_threadsafe(self.notified.set)
 
     async def wait(self, seconds: float) -> None:
         if seconds == math.inf:
-            await self.called.wait()
+            await self.notified.wait()
             return
-        timer = self._loop.call_later(seconds, self.called.set)
+        timer = self._loop.call_later(seconds, self.notified.set)
         try:
-            await self.called.wait()
+            await self.notified.wait()
         finally:
             timer.cancel()

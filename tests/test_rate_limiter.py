@@ -209,18 +209,18 @@ class TestOrder:
 
 
 class TestManyWaiters:
-    def test_each_waiter_is_woken_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_each_waiter_is_notified_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """So a start costs the same however many threads wait."""
-        woken, call = list[_Waiter](), _Waiter.call
+        notified, notify = list[_Waiter](), _Waiter.notify
 
-        def counted_call(waiter: _Waiter) -> None:
-            woken.append(waiter)
-            call(waiter)
+        def counted_notify(waiter: _Waiter) -> None:
+            notified.append(waiter)
+            notify(waiter)
 
-        monkeypatch.setattr(_Waiter, "call", counted_call)
+        monkeypatch.setattr(_Waiter, "notify", counted_notify)
         limiter = RateLimiter(60_000)
         run_in_threads(100, limiter.acquire)
-        assert len(woken) == len(set(woken)) <= 99
+        assert len(notified) == len(set(notified)) <= 99
 
 
 class TestReserve:
