@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Stop calling a service that is down: it recovers sooner, and callers fail fast.
+"""Stop calling a service that is down, so that callers fail fast and the service can recover.
 
 Copy this file alone: it needs the standard library only.
 
@@ -21,9 +21,12 @@ Copy this file alone: it needs the standard library only.
       |                                    +-------- the probe fails ----------+  |
       +--------------------------------------------- the probe succeeds ----------+
 
-Why half-open, and why one probe: the breaker cannot know that the service is back
-without trying, and if every caller tried at once, they would flood a service that has
-just restarted.
+While the circuit is closed, calls go through. While it is open, they are rejected at once.
+While it is half-open, one call, the probe, goes through.
+
+Why half-open, and why only one probe: the breaker cannot know that the service is back
+without trying. If every caller tried at once, they would flood a service that has just
+restarted.
 
 After Michael Nygard, "Release It!" (2007), and Martin Fowler's "CircuitBreaker" (2014).
 """
@@ -44,11 +47,12 @@ State = Literal["closed", "open", "half-open"]
 
 
 class CircuitOpenError(Exception):
-    """The circuit is open: the call was not made.
+    """The circuit is open, so the call was not made.
 
-    ``retry_after`` is the seconds until the circuit lets a probe through, 0 while one is
-    under way; ``last_failure`` is the text of the error that opened it. The error has no
-    ``retryable``: to wait for the circuit in a retry would defeat its purpose.
+    ``retry_after`` is the seconds until the circuit lets a probe through, or 0 while a probe
+    is under way. ``last_failure`` is the text of the error that opened the circuit. The
+    error has no ``retryable`` attribute, so a Retrier does not retry it: waiting for the
+    circuit would defeat its purpose.
     """
 
     def __init__(self, name: str, retry_after: float, last_failure: str = "") -> None:
@@ -64,9 +68,9 @@ class CircuitOpenError(Exception):
 def is_service_failure(error: Exception) -> bool:
     """Return True if the error indicates an unhealthy service.
 
-    With an HTTP status (``status_code``), every status but a 4xx does: a 400, 401 or 404
-    is about the request, and a 429 says that you are too fast. Without a status, every
-    error does but one that is marked ``retryable = False``.
+    An error with an HTTP status (``status_code``) does, unless it is a 4xx: a 400, 401 or
+    404 is about the request, and a 429 means that you send too many requests. An error
+    without a status does, unless it has ``retryable = False``.
     """
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
@@ -75,10 +79,14 @@ def is_service_failure(error: Exception) -> bool:
 
 
 class _Closed:
-    """The state of a closed circuit. A new object stands for a new stretch of time."""
+    """The state of a closed circuit; each time the circuit closes, it gets a new object.
+
+    So a call that ends under another state object than it began under is out of date: it
+    changes nothing.
+    """
 
     def __init__(self) -> None:
-        self.failures = 0  # in a row
+        self.failures = 0  # consecutive
 
 
 class _Open:
@@ -98,17 +106,19 @@ class _Call:
 
 
 class CircuitBreaker:
-    """Protect one service; all threads and tasks that call it share the breaker.
+    """Protect one service. All threads and tasks that call the service share one breaker.
 
-    ``failure_threshold`` failures in a row open the circuit. ``recovery_timeout`` seconds
-    later it is half-open: one call, the probe, is let through, and closes the circuit or
-    opens it again. ``counts_as_failure(error)`` decides which errors count; one that does
-    not count, like Ctrl-C or a cancelled task, changes nothing.
+    ``failure_threshold`` consecutive failures open the circuit. ``recovery_timeout`` seconds
+    later it is half-open: one call, the probe, goes through. If it succeeds, the circuit
+    closes; if it fails, the circuit opens again. ``counts_as_failure(error)`` decides which
+    errors count. An error that does not count changes nothing, and neither does Ctrl-C or a
+    cancelled task.
 
     ``on_state_change(name, old_state, new_state)`` is called after each change, in the
-    thread that caused it; what it raises reaches the caller.
+    thread that caused it. An exception that it raises reaches the caller.
 
-    Thread-safe. Raises ValueError for a wrong argument.
+    Thread-safe. Threads and asyncio tasks may share one breaker. Raises ValueError for a
+    wrong argument.
     """
 
     def __init__(
@@ -138,17 +148,17 @@ class CircuitBreaker:
 
     @property
     def state(self) -> State:
-        """The state that the next call will meet."""
+        """The state that the next call will find: "closed", "open" or "half-open"."""
         state = self._state
         if isinstance(state, _Closed):
             return "closed"
         return "open" if self._seconds_left(state) > 0 else "half-open"
 
     def call(self, operation: Callable[[], T]) -> T:
-        """Return the operation's result or raise its error.
+        """Call the operation, unless the circuit is open. Return its result or raise its error.
 
-        Raises CircuitOpenError, and calls nothing, while the circuit is open or another
-        call is the probe; TypeError if the operation returns an awaitable.
+        Raises CircuitOpenError, without calling the operation, while the circuit is open or
+        a probe is under way. Raises TypeError if the operation returns an awaitable.
         """
         call = _Call()
         try:
@@ -163,10 +173,10 @@ class CircuitBreaker:
             self._after_success(call)
             return result
         finally:
-            call.ended = True  # a single store, which Ctrl-C cannot interrupt, frees the probe
+            call.ended = True  # frees the probe's place; Ctrl-C cannot interrupt one assignment
 
     async def call_async(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Do what ``call`` does for an async operation. A cancelled task changes nothing."""
+        """Do what ``call`` does, for an async operation. A cancelled task changes nothing."""
         call = _Call()
         try:
             self._before_call(call)
@@ -181,7 +191,7 @@ class CircuitBreaker:
             call.ended = True
 
     def __call__(self, function: F) -> F:
-        """Decorate a function or an async function: each call of it goes through the breaker."""
+        """Decorate a function or an async function, so that each call goes through the breaker."""
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError("a generator runs after the call has returned: decorate what it calls")
 
@@ -196,7 +206,7 @@ class CircuitBreaker:
         return cast("F", protected_async if inspect.iscoroutinefunction(function) else protected)
 
     def reset(self) -> None:
-        """Close the circuit and forget all failures; calls under way no longer count."""
+        """Close the circuit and forget all failures; calls that are under way no longer count."""
         with self._lock:
             old, self._state = self._state, _Closed()
         if isinstance(old, _Open):
@@ -209,13 +219,13 @@ class CircuitBreaker:
         )
 
     def _before_call(self, call: _Call) -> None:
-        """Let the call through, as the probe if the circuit is half-open, or raise."""
+        """Let the call through (as the probe, if half-open) or raise CircuitOpenError."""
         state = self._state
         if isinstance(state, _Closed):
             call.state = state
             return
         with self._lock:
-            state = self._state  # it may have changed before the lock was free
+            state = self._state  # another thread may have changed it in the meantime
             first_probe = isinstance(state, _Open) and state.probe is None
             if isinstance(state, _Open):
                 seconds_left = self._seconds_left(state)
@@ -262,5 +272,5 @@ class CircuitBreaker:
 
 def _not_awaited(result: object) -> TypeError:
     if inspect.iscoroutine(result):
-        result.close()  # or Python would warn that it was never awaited
+        result.close()  # otherwise Python warns that it was never awaited
     return TypeError("the operation returned an awaitable, which has not run: use call_async")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Fall back: when the best way to get an answer fails, try the next best.
+"""Fall back: try several ways to get an answer, the best one first, until one succeeds.
 
 Copy this file alone: it needs the standard library only.
 
@@ -11,10 +11,12 @@ Copy this file alone: it needs the standard library only.
     >>> handler.execute({"prompt": "Hello!"})
     'Please try again later.'
 
-Each strategy that fails is logged as a warning, so that nobody mistakes a fallback for
-a healthy service.
+Each strategy that fails is logged as a warning. Otherwise nobody would notice that the
+service is failing, since the users still get answers. A mistake of the caller, such as a
+wrong key, is raised at once: a fallback would only hide it.
 
-After the chapter on graceful degradation in "Release It!" by Michael Nygard (2007).
+After the fallbacks in Ben Christensen's "Fault Tolerance in a High Volume, Distributed
+System" (Netflix Tech Blog, 2012).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 
 class AllStrategiesFailedError(Exception):
-    """No strategy gave an answer. ``errors`` holds each strategy's exception by its name."""
+    """No strategy gave an answer. ``errors`` maps a strategy's name to its exception."""
 
     def __init__(self, errors: dict[str, Exception]) -> None:
         super().__init__(errors)
@@ -44,11 +46,11 @@ class AllStrategiesFailedError(Exception):
 
 
 def is_client_error(error: Exception) -> bool:
-    """Return True if the caller made a mistake, which a fallback would only hide.
+    """Return True if the error is a mistake of the caller, which a fallback would only hide.
 
-    With an HTTP status (``status_code``), that is a 4xx other than 408, 409 and 429: a
-    wrong key, a malformed request. Without a status, it is an error that is marked
-    ``retryable = False``.
+    An error with an HTTP status (``status_code``) is one if the status is a 4xx other than
+    408, 409 and 429: a wrong key, for example, or a malformed request. An error without a
+    status is one if it has ``retryable = False``.
     """
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
@@ -59,9 +61,11 @@ def is_client_error(error: Exception) -> bool:
 class FallbackHandler:
     """Try strategies, the highest priority first, until one gives an answer.
 
-    A strategy is called with the context. What it returns is the answer; None means "no
-    answer, go on". An error for which ``stop_on(error)`` is true is raised as it is, and
-    no further strategy is tried. Thread-safe; threads and asyncio tasks may share one.
+    A strategy is a function that gets the context, a dict, and returns an answer, or None
+    for "no answer, try the next one". If it raises an error for which ``stop_on(error)`` is
+    true, ``execute`` raises this error and tries no further strategy.
+
+    Thread-safe. Threads and asyncio tasks may share one handler.
     """
 
     def __init__(self, stop_on: Callable[[Exception], bool] = is_client_error) -> None:
@@ -70,10 +74,10 @@ class FallbackHandler:
         self._lock = threading.Lock()
 
     def add_strategy(self, name: str, strategy: Strategy, priority: float = 0) -> None:
-        """Add a strategy. Of two with the same priority, the one added first goes first.
+        """Add a strategy. Of two with the same priority, the one added first is tried first.
 
-        Raises ValueError for a name that is taken, since errors are reported by name, and
-        for a priority that is not a number.
+        Raises ValueError for a name that is already used, since errors are reported by name,
+        and for a priority that is not a number.
         """
         if type(priority) not in (int, float) or priority != priority:
             raise ValueError(f"priority must be a number, got {priority!r}")
@@ -106,10 +110,10 @@ class FallbackHandler:
         raise _all_failed(errors)
 
     async def execute_async(self, context: Context | None = None) -> Any:
-        """Do what ``execute`` does; strategies may be a mix of plain and async functions.
+        """Do what ``execute`` does, with strategies that are plain or async functions.
 
-        A plain function runs in the event loop, so it must not block. A cancelled task
-        tries no further strategy.
+        A plain function runs in the event loop's thread, so it must not block. A cancelled
+        task tries no further strategy.
         """
         errors: dict[str, Exception] = {}
         for name, (_, strategy) in self._strategies.items():
@@ -129,7 +133,7 @@ class FallbackHandler:
         return f"FallbackHandler(strategies={list(self._strategies)})"
 
     def _after_failure(self, name: str, error: Exception, errors: dict[str, Exception]) -> None:
-        """Note the error, or raise it if no other strategy may hide it."""
+        """Record and log the error, or raise it if ``stop_on`` says so."""
         if self._stop_on(error):
             raise error
         errors[name] = error
@@ -144,5 +148,5 @@ def _all_failed(errors: dict[str, Exception]) -> AllStrategiesFailedError:
 
 def _not_awaited(name: str, answer: object) -> TypeError:
     if inspect.iscoroutine(answer):
-        answer.close()  # or Python would warn that it was never awaited
+        answer.close()  # otherwise Python warns that it was never awaited
     return TypeError(f"strategy {name!r} returned an awaitable: use execute_async")

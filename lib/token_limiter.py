@@ -149,7 +149,7 @@ class TokenLimiter:
             try:
                 self._leave(waiter)
             finally:
-                self._leave(waiter)
+                self._leave(waiter)  # again, as above
             raise
         return TokenReservation(self, waiter.entry, waiter.waited)
 
