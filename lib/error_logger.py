@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Log every call as one JSON line, count what happens, and alert once.
+"""Log each call as one line of JSON, count the failures, and alert when too many calls fail.
 
 Copy this file alone: it needs the standard library only.
 
@@ -14,10 +14,12 @@ Copy this file alone: it needs the standard library only.
     'no answer, Bearer [redacted]'
 
 Any JSON tool reads the file: ``jq 'select(.success == false)' mistral_errors.log``.
-The format is JSON Lines (jsonlines.org).
 
-Four small classes: Redactor hides secrets, LineWriter appends to the file, RequestCounter
-counts, and ErrorLogger puts them together.
+There are four small classes: Redactor hides secrets, LineWriter appends to the file,
+RequestCounter counts, and ErrorLogger combines the three.
+
+After "Fast and flexible observability with canonical log lines" (Stripe, 2019), which puts
+all facts about a request into one line. The format is JSON Lines (jsonlines.org).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, TypedDict
 
-APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # Windows has it
+APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # on Windows
 MAX_ERROR_TYPES = 100  # counted separately; any further type counts as "other"
 MAX_DEPTH = 8  # of nested context; anything deeper is written as text
 
@@ -49,7 +51,7 @@ SECRET_NAME = "|".join(SECRET_NAMES)
 SECRET_FIELD = re.compile(rf"{SECRET_NAME}|^token$", re.IGNORECASE | re.ASCII)
 _ASSIGNED = rf"""(?:{SECRET_NAME})[\w-]{{0,40}}[\\"']*\s*[:=]\s*"""
 _SCHEME = r"(?:(?:bearer|basic)\s+)?"
-# In text, a secret is what follows one of these prefixes.
+# In text, a secret is whatever follows one of these prefixes.
 SECRETS_IN_TEXT = [
     re.compile(rf"({prefix}){secret}", re.IGNORECASE)
     for prefix, secret in [
@@ -58,14 +60,14 @@ SECRETS_IN_TEXT = [
         (r"://", r"""[^\s"'/@]+(?=@)"""),  # https://user:password@host
     ]
 ]
-# No line without one of these, in lower case, matches any pattern above: nearly all lines.
+# A quick check: a line in lower case that does not match this matches no pattern above.
 SECRET_HINT = re.compile(rf'{SECRET_NAME}|"token"|bearer|://')
 
 _strictly_json = json.JSONEncoder(allow_nan=False).encode
 
 
 class Metrics(TypedDict):
-    """Counts since the start; ``success_rate`` in percent, with two decimals."""
+    """Counts since the logger was created; ``success_rate`` is a percentage."""
 
     total_requests: int
     successful: int
@@ -77,14 +79,15 @@ class Metrics(TypedDict):
 class ErrorLogger:
     """Append records to ``path``, one JSON object per line.
 
-    A record is one write to a file opened for appending, which POSIX keeps whole among
-    many writers, so threads and processes may share a file. A log that can't be written
-    never breaks the caller: the record is counted in ``dropped_records``, and stderr says
-    so once. ``secrets`` are redacted wherever they occur, as are bearer tokens, passwords
-    in URLs and any field whose name looks like a secret (api_key, password...).
+    Each record is appended by a single write. POSIX systems do not mix such writes, so many
+    threads and processes may share a file. A log that can't be written never breaks the
+    caller: the record is counted in ``dropped_records``, and one message goes to stderr. The
+    strings in ``secrets`` are redacted wherever they occur. So are bearer tokens, passwords
+    in URLs, and any field whose name looks like a secret (api_key, password...).
 
-    ``alert(failure_rate)`` fires once when the failure rate of the last ``alert_window``
-    requests rises above ``alert_threshold`` (0 to 1), and re-arms when it falls back.
+    ``alert(failure_rate)`` is called once when the failure rate of the last ``alert_window``
+    requests rises above ``alert_threshold`` (0 to 1). It can be called again after the rate
+    has fallen back. Until ``alert_window`` requests have been made, it is not called.
 
     Thread-safe. Raises ValueError for a wrong argument.
     """
@@ -111,9 +114,9 @@ class ErrorLogger:
         error: BaseException | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record one request: its ``type`` ("chat"), its outcome, and a context of your own.
+        """Record one request: its ``type`` ("chat"), its outcome, and any context you add.
 
-        Raises nothing; anything in ``context`` that JSON cannot carry is written as text.
+        Raises nothing. A value in ``context`` that is not valid JSON is written as text.
         """
         record = {
             "timestamp": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
@@ -130,12 +133,12 @@ class ErrorLogger:
         if failure_rate is not None and self._alert:
             try:
                 self._alert(failure_rate)
-            except Exception as broken:
-                _print_err(f"The alert failed ({_class_name(broken)}).")
+            except Exception as alert_error:
+                _print_err(f"The alert failed ({_class_name(alert_error)}).")
 
     @property
     def dropped_records(self) -> int:
-        """How many records could not be written."""
+        """The number of records that could not be written."""
         return self._writer.dropped_records
 
     def metrics(self) -> Metrics:
@@ -147,7 +150,7 @@ class ErrorLogger:
 
 
 class Redactor:
-    """Turn any value into what JSON can carry, without secrets. Thread-safe."""
+    """Turn any value into JSON without secrets. Thread-safe."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         encodings = {text for secret in secrets for text in _encodings(secret)}
@@ -164,7 +167,7 @@ class Redactor:
         return json.dumps(self.clean(value))
 
     def clean(self, value: Any, depth: int = 0) -> Any:
-        """Return a redacted copy of the value; what is not JSON becomes text."""
+        """Return a redacted copy of the value; anything that is not valid JSON becomes text."""
         try:
             if isinstance(value, str):
                 return self._redact(value)
@@ -206,7 +209,7 @@ class LineWriter:
         self._lock = threading.Lock()
 
     def append(self, line: str) -> str:
-        """Write the line. Return what is wrong the first time that it fails, else ""."""
+        """Write the line. Return the reason if this is the first failure, otherwise ""."""
         with self._lock:
             problem = self._write(line.encode("ascii") + b"\n")
             if not problem:
@@ -216,9 +219,9 @@ class LineWriter:
 
     def _write(self, line: bytes) -> str:
         if self._last_line_incomplete:
-            line = b"\n" + line  # a full disk cut the last one short
+            line = b"\n" + line  # the disk was full, so the last line was cut short
         try:
-            # Opened for each record, so that a rotated or deleted log is simply created again.
+            # The file is opened for each record: if it was rotated or deleted, it is recreated.
             file = os.open(self._path, APPEND, 0o666)
             try:
                 written = os.write(file, line)
@@ -234,7 +237,7 @@ class LineWriter:
 
 
 class RequestCounter:
-    """Count requests and errors, and notice when the failure rate rises. Thread-safe."""
+    """Count requests and errors, and detect a rise in the failure rate. Thread-safe."""
 
     def __init__(self, alert_threshold: float, alert_window: int) -> None:
         if type(alert_threshold) not in (int, float) or not 0 <= alert_threshold < 1:
@@ -252,7 +255,7 @@ class RequestCounter:
         self._lock = threading.Lock()
 
     def count(self, success: bool, error: BaseException | None) -> float | None:
-        """Count one request. Return the failure rate if it has just passed the threshold."""
+        """Count one request. Return the failure rate if it just rose above the threshold."""
         with self._lock:
             if success:
                 self._successful += 1
@@ -287,18 +290,18 @@ class RequestCounter:
 
 
 def _error_fields(error: BaseException) -> dict[str, Any]:
-    """Return the class, the text, and what the API's support asks for."""
-    described: dict[str, Any] = {"class": _class_name(error), "message": _safe_str(error)}
+    """Return an error's class, message, HTTP status and request ID (for the API's support)."""
+    fields: dict[str, Any] = {"class": _class_name(error), "message": _safe_str(error)}
     for name in ("status_code", "request_id"):
         try:
-            described[name] = getattr(error, name, None)
+            fields[name] = getattr(error, name, None)
         except Exception:
-            described[name] = None
-    return described
+            fields[name] = None
+    return fields
 
 
 def _encodings(secret: str) -> set[str]:
-    """Return how a secret may look: as it is, in a repr, in JSON, in JSON within JSON."""
+    """Return the forms a secret may take: plain, in a repr, in JSON, in JSON within JSON."""
     json_text = json.dumps(secret)
     inner = {repr(secret)[1:-1], ascii(secret)[1:-1], json_text[1:-1], json.dumps(json_text)[3:-3]}
     return {text for text in {secret, *inner} if text}
@@ -316,7 +319,7 @@ def _safe_str(value: Any) -> str:
 
 
 def _print_err(sentence: str) -> None:
-    """Print on stderr, if there is one: a log must not fail for lack of a console."""
+    """Print a sentence on stderr. Do nothing if that fails, or if there is no stderr."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             print(sentence, file=sys.stderr)

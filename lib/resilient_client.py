@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: MIT-0
-"""All helpers together: a client that retries, protects, paces and logs.
+"""Call the Mistral API with all helpers combined: retry, circuit breaker, limiters and log.
 
     log( retry( breaker( limiters( call ))))
 
-The order matters. Each attempt passes the breaker, so an open circuit ends the retries at
-once; if the breaker wrapped the retries, it would see one failure per series. The limiters
-are inside the breaker, so a rejected call uses no slot, and inside the retry, so each
-attempt waits for its turn. The log is outside: one line per request, however many attempts
-it took. A fallback goes around all of it.
+The helpers nest like this, and the order matters:
+
+- The breaker is inside the retry, so it sees each attempt, and an open circuit ends the
+  retries at once. If it wrapped the retries, it would see one failure per series: with 3
+  attempts and a threshold of 5, 15 requests would fail before it opened, instead of 5.
+- The limiters are inside the retry, so each attempt waits for its turn. They are inside the
+  breaker, so a rejected call uses no slot.
+- The log is outside: it gets one line per request, however many attempts the request took.
+
+If you use a fallback, put it around all of this.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ from .token_limiter import TokenLimiter, TokenReservation, estimate_tokens
 T = TypeVar("T")
 
 MAX_REMEMBERED_ERRORS = 100
-MIN_SECONDS_FOR_A_CALL = 0.01  # a timeout must be above 0
+MIN_SECONDS_FOR_A_CALL = 0.01  # a timeout must be > 0
 
 
 class RememberedError(TypedDict):
@@ -44,12 +49,15 @@ class RememberedError(TypedDict):
 
 
 class ResilientMistralClient:
-    """A client and its helpers, each of which you may bring yourself.
+    """Protect the calls of a MistralClient with the helpers. Thread-safe.
 
-    Nothing is paced unless you bring a ``limiter`` (requests per minute) or a
-    ``token_limiter``. The retrier's ``total_timeout`` bounds a request with all its attempts
-    and waits: each attempt gets no more time than is left. ``error_log`` holds the last 100
-    failed attempts, also of requests that recovered. Thread-safe.
+    You may pass your own helpers. By default there is no pacing: pass a ``limiter``
+    (requests per minute), a ``token_limiter`` or both. The default ``logger`` writes to
+    mistral_errors.log in the current folder.
+
+    The retrier's ``total_timeout`` limits a request with all its attempts and waits: each
+    attempt gets only the time that is left. ``error_log`` holds the last 100 failed
+    attempts, including those of requests that succeeded in the end.
     """
 
     def __init__(
@@ -79,7 +87,7 @@ class ResilientMistralClient:
         max_tokens: int | None = None,
         **parameters: Any,
     ) -> ChatCompletion:
-        """Call ``MistralClient.chat``, made resilient. Raises what ``request`` raises."""
+        """Call ``MistralClient.chat`` with all helpers. Raises the same errors as ``request``."""
 
         def operation(client: MistralClient) -> ChatCompletion:
             return client.chat(messages, model=model, max_tokens=max_tokens, **parameters)
@@ -97,11 +105,12 @@ class ResilientMistralClient:
         max_tokens: int | None = None,
         **parameters: Any,
     ) -> Generator[str, None, None]:
-        """Yield the completion's text as it comes; nothing is sent before the first piece.
+        """Yield the completion's text piece by piece; the first ``next`` sends the request.
 
-        Until the first piece it is retried like a chat. Then it is committed: a failure is
-        an APIStreamBrokenError, since a retry would repeat what the reader has seen. Its
-        tokens are settled and its log line is written when it ends or the reader stops.
+        A failure before the first piece is retried, as in ``chat``. A failure after it raises
+        APIStreamBrokenError, since a retry would repeat text that the user has seen. When
+        the stream ends, its tokens are settled and its log line is written. If you stop
+        early, the log line is written, and the estimate of its tokens stays booked.
         """
         request = _Request(self, "stream", {"model": model})
         request.tokens = self._estimate(messages, max_tokens)
@@ -120,7 +129,8 @@ class ResilientMistralClient:
                 except Exception as error:
                     request.remember(error)
                     with contextlib.suppress(Exception):
-                        self.breaker.call(_raising(error))  # late, but news for the breaker
+                        # The breaker counted a success at the first piece; report the failure.
+                        self.breaker.call(_raising(error))
                     raise
                 request.settle(stream.usage, stream.limits)
 
@@ -131,13 +141,13 @@ class ResilientMistralClient:
         *,
         type: str = "request",
     ) -> T:
-        """Return the result of ``operation(client)``, retried, protected, paced and logged.
+        """Call ``operation(client)`` with all helpers and return its result.
 
-        ``context`` goes to the log, with the number of attempts that were sent. Raises the
-        last attempt's own error, CircuitOpenError while the circuit is open, or the
-        limiter's timeout if no slot comes within the retrier's total timeout.
+        ``context`` is written to the log, with the number of attempts that were sent. Raises
+        the last attempt's own error, CircuitOpenError while the circuit is open, or a
+        limiter's timeout error if no slot is free within the retrier's total timeout.
 
-        The operation must be over when it returns: for a stream, call ``stream``.
+        The operation must be complete when it returns; for a stream, call ``stream``.
         """
         request = _Request(self, type, dict(context or {}))
         with request.logged():
@@ -145,7 +155,7 @@ class ResilientMistralClient:
 
     @property
     def error_log(self) -> list[RememberedError]:
-        """The last failed attempts, the oldest first."""
+        """The last failed attempts, oldest first."""
         with self._lock:
             return list(self._errors)
 
@@ -160,7 +170,7 @@ class ResilientMistralClient:
         try:
             return estimate_tokens(messages, max_tokens)
         except (AttributeError, TypeError):
-            return 0  # the client will say what is wrong with the messages
+            return 0  # the messages are invalid: the client will raise and say why
 
 
 class _Request:
@@ -178,10 +188,10 @@ class _Request:
 
     @contextlib.contextmanager
     def logged(self) -> Iterator[None]:
-        """Write one line for the request. Ctrl-C and a cancelled task leave none."""
+        """Log the request as one line when the block ends. After Ctrl-C, nothing is logged."""
         try:
             yield
-        except GeneratorExit:  # the reader of a stream stopped, and got what it wanted
+        except GeneratorExit:  # the reader of a stream stopped early: not a failure
             self._log(None)
             raise
         except Exception as error:
@@ -191,7 +201,7 @@ class _Request:
             self._log(None)
 
     def attempt(self, operation: Callable[[MistralClient], T]) -> T:
-        """Wait for the limiters, then call."""
+        """Wait for the limiters, then call the operation."""
         owner = self._owner
         if owner.limiter is not None:
             owner.limiter.acquire(self._seconds_left())
@@ -212,7 +222,7 @@ class _Request:
         return result
 
     def settle(self, usage: Usage | None, limits: Limits) -> None:
-        """Correct the tokens that were reserved; without a usage, the estimate stays spent."""
+        """Settle the reserved tokens; if the usage is unknown, the estimate stays booked."""
         if self._owner.token_limiter is None:
             return
         if usage is not None and self._reservation is not None:
@@ -235,7 +245,7 @@ class _Request:
         self._owner.logger.log_request(self._type, error is None, error, context)
 
     def _after_error(self, error: Exception) -> None:
-        """Free the tokens of a rejected request, and pause everybody after a 429."""
+        """Free the tokens of a rejected request. After a 429, pause all callers."""
         if isinstance(error, APIStatusError) and self._reservation is not None:
             self._reservation.settle(0)
         if isinstance(error, RateLimitError) and 0 < (error.retry_after or 0) < math.inf:
