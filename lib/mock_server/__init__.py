@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT-0
-"""A local stand-in for the Mistral API that fails on demand.
+"""Run a local stand-in for the Mistral API that fails on demand.
+
+In a test or a script:
 
     with MockServer("503,429:2") as server:
         client = MistralClient("any-key", base_url=server.url)
 
-or, for curl, another SDK or your own project:
+As a command, for curl, another SDK or your own project:
 
     python -m lib.mock_server --port 8080 --faults 503,429:2 --rpm 60 --tpm 20000
 
-The failures are real ones, over a real socket; ``faults.py`` lists the words of a fault
-script, ``api.py`` says what a normal response is. Standard library only; it listens on this
-machine only and accepts any bearer key.
+The first argument is a fault script: one word per request says how it fails (fault
+injection). ``faults.py`` lists the words; ``api.py`` builds the normal responses. The
+failures are real HTTP failures over a real socket. The server needs the standard library
+only, listens on this machine only, and accepts any bearer key.
 """
 
 from __future__ import annotations
@@ -35,15 +38,15 @@ _logger = logging.getLogger(__name__)
 
 
 class MockServer:
-    """The server in a thread of its own: a context manager with ``.url`` and ``.log``.
+    """Run the server in a background thread: a context manager with ``.url`` and ``.log``.
 
-    ``faults`` is a fault script, and ``seed`` decides which requests a word with @ hits.
-    ``requests_per_minute`` and ``tokens_per_minute`` limit the chat requests of any 60
-    seconds; one that exceeds them gets a 429. ``port`` 0 takes a free one.
+    ``faults`` is a fault script; ``seed`` decides which requests a word with @ affects.
+    ``requests_per_minute`` and ``tokens_per_minute`` limit the chat requests in any 60
+    seconds; a request above a limit gets a 429. With ``port=0``, the system picks a free
+    port. Leaving the context closes the port and ends all threads of the server.
 
-    Raises ValueError for a fault script that cannot be right and for a limit below 1,
-    OSError for a port that is taken. Leaving the context closes the port and ends every
-    thread.
+    Raises ValueError for an invalid fault script or a limit below 1, and OSError if the port
+    is in use.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class MockServer:
 
     @property
     def log(self) -> list[LoggedRequest]:
-        """The requests so far, in the order in which they arrived."""
+        """The requests so far, in order of arrival."""
         with self._lock:
             return list(self._log)
 
@@ -86,7 +89,7 @@ class MockServer:
     def respond(
         self, method: str, path: str, key: str, body: bytes
     ) -> tuple[Response | None, LoggedRequest]:
-        """Decide on one request and log it. A None closes the connection without a response."""
+        """Choose the response to a request and log the request. None means: send no response."""
         normal = api.respond(method, path, key, body)
         with self._lock:
             now = time.monotonic()
@@ -101,7 +104,7 @@ class MockServer:
 
 
 def _with_fault(normal: Response, fault: Fault) -> Response | None:
-    """Return the normal response with the fault in it, or what is sent in its place."""
+    """Apply the fault to a normal response; return the result, or None for no response."""
     if fault.kind == "drop":
         return None
     if fault.kind == "status":
@@ -124,7 +127,7 @@ def _with_fault(normal: Response, fault: Fault) -> Response | None:
 
 
 def _outcome(response: Response | None, fault: Fault) -> str:
-    """Return the log's short text: the status, and the fault where the status can't tell."""
+    """Return a short text for the log: the status, and the fault if the status hides it."""
     if response is None or fault.kind == "timeout":
         return fault.kind
     if fault.kind in ("ok", "status"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""The command: ``python -m lib.mock_server --port 8080 --faults 503,429:2``."""
+"""Run the mock server as a command: ``python -m lib.mock_server --port 8080 --faults 503``."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def _parse_arguments() -> argparse.Namespace:
         epilog=f"Faults, one word per request: {FAULT_SYNTAX}.".replace("%", "%%"),
         allow_abbrev=False,
     )
-    parser.add_argument("--port", type=int, default=8080, help="default: 8080; 0 takes a free one")
-    parser.add_argument("--faults", default="", help="for example 503,429:2")
+    parser.add_argument("--port", type=int, default=8080, help="default: 8080; 0: any free port")
+    parser.add_argument("--faults", default="", help="a fault script, for example 503,429:2")
     parser.add_argument("--rpm", type=int, help="requests allowed per minute; default: no limit")
     parser.add_argument("--tpm", type=int, help="tokens allowed per minute; default: no limit")
-    parser.add_argument("--seed", type=int, default=0, help="for faults with @; default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="seed for faults with @; default: 0")
     options = parser.parse_args()
     if not 0 <= options.port <= 65535:
         parser.error(f"--port must be an integer from 0 to 65535, got {options.port}")

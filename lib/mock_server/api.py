@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT-0
-"""What the API says to a request: a pure function from request to response
-(but for the time of day in a completion).
+"""Build the mock server's responses: ``respond`` is a function from a request to a response.
 
-The bodies are those that the real API was seen to send; a simulated server error says that
-it is one. The tokens of a text are its words.
+It does no I/O and keeps no state; only a completion's ``created`` field depends on the clock.
+The bodies have the shapes that the real API sends. The message of a simulated server error
+says that it is simulated. Each word counts as one token.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ GATEWAY_PAGE = "<html><head><title>{0}</title></head><body><h1>{0}</h1>gateway</
 
 @dataclass
 class Response:
-    """An HTTP response, and what goes wrong on its way. A list is sent as an event stream."""
+    """An HTTP response and how to send it. A ``body`` that is a list is an event stream."""
 
     status: int
     body: str | list[str]
     headers: dict[str, str] = field(default_factory=dict)
-    tokens: int = 0  # that a rate limit debits
-    delay: float = 0.0  # seconds before it is sent
+    tokens: int = 0  # charged to the token limit
+    delay: float = 0.0  # seconds before the response is sent
     seconds_per_byte: float = 0.0
     truncated: bool = False
 
@@ -71,10 +71,10 @@ def respond(method: str, path: str, key: str, body: bytes) -> Response:
 
 
 def error_response(status: int, retry_after: float | None = None) -> Response:
-    """Return an error in the shape that the real API gives it."""
+    """Return an error response in the shape that the real API sends."""
     response = json_response(status, ERROR_BODIES.get(status, {"detail": _phrase(status)}))
     if status == 504:
-        response = Response(status, "")  # a gateway that gave up says nothing
+        response = Response(status, "")  # a gateway's timeout has an empty body
     elif status == 520:
         response = gateway_page(status)
     if retry_after is not None:
@@ -83,7 +83,7 @@ def error_response(status: int, retry_after: float | None = None) -> Response:
 
 
 def no_quota_response() -> Response:
-    """Return the 429 of a plan that allows no request at all: to wait does not help."""
+    """Return the 429 of a plan that allows no requests at all: waiting does not help."""
     response = error_response(429)
     response.headers["x-ratelimit-limit-req-minute"] = "0"
     response.headers["x-ratelimit-remaining-req-minute"] = "0"
@@ -109,7 +109,7 @@ def _phrase(status: int) -> str:
 
 
 def _validation_errors(request: Any) -> list[dict[str, Any]]:
-    """Return what is wrong with the fields of a chat request, as the API's validator puts it."""
+    """Return what is wrong with a chat request, in the format of the API's validator."""
     if not isinstance(request, dict):
         return [{"type": "dict_type", "loc": ["body"], "msg": "Input should be an object"}]
     found = [
@@ -133,7 +133,7 @@ def _validation_errors(request: Any) -> list[dict[str, Any]]:
 
 
 def truncated_json(body: str | list[str]) -> str | list[str]:
-    """Return the first half; of a stream, the first events and half of the next one."""
+    """Return half of a JSON body, or half of a stream's events and half of the next event."""
     half = len(body) // 2
     if isinstance(body, str):
         return body[:half]
@@ -161,7 +161,7 @@ def _chat_completion(request: dict[str, Any], completion_id: str) -> dict[str, A
 
 
 def _to_sse(completion: dict[str, Any]) -> list[str]:
-    """Return the completion as a stream's events: a word each, the finish reason, the end mark."""
+    """Return the completion as stream events: one per word, the finish reason, the end mark."""
     words = re.findall(r"\S+\s*", completion["choices"][0]["message"]["content"])
     choices: list[dict[str, Any]] = [
         {"index": 0, "delta": {"content": word}, "finish_reason": None} for word in words
@@ -197,8 +197,7 @@ def _error_body(message: Any, kind: str, code: str | None = None) -> dict[str, A
     return {"object": "error", "message": message, "type": kind, "param": None, "code": code}
 
 
-# The bodies that the real API sends, as they were seen; a simulated fault of the
-# server's says that it is one.
+# Error bodies as the real API sends them, except that a 500 and a 503 say "Simulated failure".
 ERROR_BODIES: dict[int, dict[str, Any]] = {
     400: _error_body(
         "The prompt is too large for this model", "invalid_request_invalid_args", "3051"

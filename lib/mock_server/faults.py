@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: MIT-0
-"""The fault script: what happens to each request, in the order in which they come.
+"""Parse a fault script, which says what happens to each request, in order of arrival.
 
-A script is a list of words separated by commas, one word per request; after the last one
-every request succeeds:
+A script is a list of words separated by commas, one word per request. After the last word,
+every request succeeds.
 
     ok            a normal response
     503           that status, with the body that the real API sends (any of 400 to 599)
     429:2         the same, with Retry-After: 2
     noquota       the permanent 429: a limit of 0 requests per minute
     slow:1.5      a normal response, 1.5 seconds late
-    timeout       never a response
+    timeout       no response, ever
     drop          the connection is closed without a response
     badjson       a 200 whose JSON is truncated
     cut           a 200, or a stream, that breaks off in the middle
-    drip:0.2      a normal response, one byte each 0.2 seconds
+    drip:0.2      a normal response, one byte every 0.2 seconds
     html:502      that status, with a gateway's HTML page
     503*3         repeat 3 times               503*      for all remaining requests
-    503@20%       from here on, 20 % of the requests; drawn from a seed
+    503@20%       each remaining request with a probability of 20% (same seed, same requests)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_REPEATS = 1_000_000
 
 
 class Fault(NamedTuple):
-    """What happens to one request; ``seconds`` is a Retry-After, a delay or a byte's time."""
+    """What happens to one request; ``seconds`` is a Retry-After, a delay, or a time per byte."""
 
     kind: str
     status: int = 200
@@ -50,13 +50,13 @@ OK = Fault("ok")
 
 
 def parse_faults(script: str, seed: int = 0) -> Iterator[Fault]:
-    """Yield one Fault per request, then no more.
+    """Return an iterator with one Fault per request; it may end, or go on forever.
 
-    Raises ValueError at once, naming the word and what is wrong with it.
+    Raises ValueError for an invalid script. The message names the word and says what is wrong.
     """
     script = script.strip()
     if len(script) >= 2 and script[0] == script[-1] == "'":
-        script = script[1:-1]  # cmd.exe passes the quotes on
+        script = script[1:-1]  # cmd.exe on Windows does not remove single quotes
     words = [word.strip() for word in script.split(",")] if script else []
     parts: list[Iterator[Fault]] = []
     shares: list[tuple[float, Fault]] = []
@@ -68,7 +68,7 @@ def parse_faults(script: str, seed: int = 0) -> Iterator[Fault]:
             shares.append((_parse_share(word, percent), _parse_fault(name, word)))
             continue
         if shares:
-            raise ValueError(f"'{word}': words with @ come last, they hold for all that follows")
+            raise ValueError(f"'{word}': words with @ come last; they apply to all later requests")
         name, star, times = word.partition("*")
         if star and not times and number < len(words) - 1:
             raise ValueError(f"'{word}' never ends, so nothing may follow it")
@@ -81,7 +81,7 @@ def parse_faults(script: str, seed: int = 0) -> Iterator[Fault]:
 
 
 def _parse_fault(text: str, word: str) -> Fault:
-    """Parse a word without its * or @; ``word`` is the whole, for the message."""
+    """Parse a word without its * or @. ``word`` is the whole word, for the error message."""
     name, colon, value = text.partition(":")
     if name in PLAIN_KINDS and not colon:
         return Fault(name)
@@ -95,7 +95,7 @@ def _parse_fault(text: str, word: str) -> Fault:
 
 
 def _diagnosis(text: str) -> str:
-    """Say what is wrong with a word that is not in the syntax, and what to write instead."""
+    """Return what is wrong with an unknown word, or what to write instead."""
     name = text.partition(":")[0]
     if match := re.fullmatch(r"(\w+)x([0-9]+)", text, re.ASCII):
         return f"did you mean {match[1]}*{match[2]}?"

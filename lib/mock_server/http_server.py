@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""The mock server's sockets: HTTP requests in, responses out, and nothing left behind."""
+"""Serve HTTP for the mock server: read requests, send responses, close every connection."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from typing import Any
 from .api import Response, json_response
 
 MAX_BODY_BYTES = 1024 * 1024
-READ_TIMEOUT = 10.0  # seconds of silence, after which a request that is half sent is given up
+READ_TIMEOUT = 10.0  # seconds; a connection that is silent for longer is closed
 
 
 @dataclass
 class LoggedRequest:
     """One request and its outcome.
 
-    ``arrived`` is on the monotonic clock; ``duration`` is the seconds until its response
-    had been sent or given up, None until then.
+    ``arrived`` is a time on the monotonic clock. ``duration`` is the seconds until the
+    response was sent or given up; it is None before that.
     """
 
     arrived: float
@@ -45,10 +45,10 @@ Respond = Callable[[str, str, str, bytes], tuple[Response | None, LoggedRequest]
 
 
 class HTTPServer(ThreadingTCPServer):
-    """Listens on loopback, a thread per connection; knows its connections, to end them all.
+    """Listen on loopback, with one thread per connection; ``stop`` closes all connections.
 
-    ``respond(method, path, key, body)`` decides on each request; a None closes the
-    connection without a response.
+    ``respond(method, path, key, body)`` returns the response to a request and its log
+    entry. If the response is None, the connection is closed without one.
     """
 
     allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
@@ -66,7 +66,7 @@ class HTTPServer(ThreadingTCPServer):
         with self._lock:
             self._connections.add(connection)
             if self._stopping:
-                _hang_up(connection)
+                _disconnect(connection)
 
     def closed(self, connection: socket.socket) -> None:
         """Forget a connection."""
@@ -79,22 +79,22 @@ class HTTPServer(ThreadingTCPServer):
         with self._lock:
             self._stopping = True
             for connection in self._connections:
-                _hang_up(connection)
+                _disconnect(connection)
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a client that went away; anything else is a defect of this server."""
+        """Ignore a client that disconnected; report anything else, since it is a bug here."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
 
-def _hang_up(connection: socket.socket) -> None:
+def _disconnect(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection: reads requests, within bounds, and sends what the server decides."""
+    """Handle one connection: read requests of limited size, and send the responses."""
 
     server: HTTPServer
     protocol_version = "HTTP/1.1"
@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
             request.duration = time.monotonic() - request.arrived
 
     def _wait_unless_closed(self, seconds: float) -> bool:
-        """Wait `seconds`; return False if the client disconnects or the server stops first."""
+        """Wait ``seconds``; return False if the client disconnects or the server stops first."""
         if not seconds:
             return True
         with selectors.DefaultSelector() as selector:
@@ -175,9 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(piece)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Send what http.server itself rejects in the API's shape, without echoing it."""
+        """Send http.server's own errors in the API's shape, without repeating the request."""
         self.close_connection = True
         self._send(json_response(code, {"detail": HTTPStatus(code).phrase}))
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing here: the mock keeps its own log, which holds no header."""
+        """Log nothing: the mock server has its own log, which contains no headers."""

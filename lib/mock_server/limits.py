@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""The rate limits of the mock server, over a sliding window of 60 seconds."""
+"""Enforce the mock server's rate limits, over a sliding window of 60 seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WINDOW = 60.0  # seconds
 
 
 class SlidingWindow:
-    """What was used in the last 60 seconds, against a limit."""
+    """Count what was used in the last 60 seconds, and compare it with a limit."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -20,12 +20,12 @@ class SlidingWindow:
         self._used = 0
 
     def add(self, now: float, amount: int) -> None:
-        """Book ``amount`` at ``now``, in seconds on any steady clock."""
+        """Book ``amount`` at ``now``, in seconds on the monotonic clock."""
         self._entries.append((now, amount))
         self._used += amount
 
     def remaining(self, now: float) -> int:
-        """Return what may still be used."""
+        """Return how much may still be used."""
         while self._entries and self._entries[0][0] <= now - WINDOW:
             self._used -= self._entries.popleft()[1]
         return max(0, self.limit - self._used)
@@ -43,10 +43,10 @@ class SlidingWindow:
 
 
 class RateLimits:
-    """The limits of requests and tokens per minute that inference requests share.
+    """Limit the requests and the tokens per minute of all chat requests together.
 
-    A request is rejected with a 429 if it is one too many, or if its tokens do not fit.
-    Each accepted one is debited what it really uses.
+    A request that exceeds the request limit, or whose tokens do not fit, gets a 429. An
+    accepted request is charged the tokens that it really uses.
     """
 
     def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
@@ -57,7 +57,7 @@ class RateLimits:
         }
 
     def apply(self, response: Response, now: float) -> Response:
-        """Debit the response and return it, or return a 429; both with the limits' headers."""
+        """Charge the response and return it, or return a 429; both get x-ratelimit headers."""
         amounts = {"req": 1, "tokens": response.tokens}
         wait = max(
             (window.seconds_until_room(now, amounts[name])
