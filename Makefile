@@ -13,13 +13,13 @@ BENCH_BIN := $(BENCH)/$(notdir $(BIN))
 help:
 	@echo "make run-all        run the six lessons, in order"
 	@echo "make run-02         run one lesson (run-01 to run-06, run-streaming, run-token-limits, ...)"
-	@echo "                    FAULTS=503,503 injects failures; ARGS=--trace draws what the server saw"
-	@echo "make run-failures   run the lessons under the faults that teach most (half a minute)"
-	@echo "make check N=1      check your work on exercise 1 (to 4), rule by rule"
+	@echo "                    FAULTS=503,503 injects failures; ARGS=--trace draws a timeline"
+	@echo "make run-failures   run the lessons with the most instructive faults (half a minute)"
+	@echo "make check N=1      check your solution of exercise 1 (up to 4), rule by rule"
 	@echo "make test           run the tests"
-	@echo "make soak           16 threads, thousands of calls, every fault there is (half a minute)"
-	@echo "make bench          time the helpers beside what you might pick instead (three minutes)"
-	@echo "make bench-sdks     the helpers around the official SDKs, against the mock server"
+	@echo "make soak           run 16 threads, thousands of calls, every fault (half a minute)"
+	@echo "make bench          compare the speed of the helpers with other libraries (three minutes)"
+	@echo "make bench-sdks     run the helpers around the official SDKs, against the mock server"
 	@echo "make clean          remove the virtual environments and caches"
 
 run-all: $(READY)
@@ -32,7 +32,7 @@ run-all: $(READY)
 run-failures: $(READY)
 	@$(BIN)/python examples/failure_scenarios.py $(ARGS)
 
-# run-2, run-02, run-streaming and run-token-limits all work.
+# Matches run-2, run-02, run-streaming, run-token-limits and so on.
 run-%: $(READY)
 	@name=$$(echo "$*" | tr - _); \
 	script=$$(ls examples/$${name}_*.py examples/0$${name}_*.py examples/$$name.py 2>/dev/null | head -n 1); \
@@ -58,7 +58,7 @@ clean:
 	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache
 	find lib examples tests -name __pycache__ -prune -exec rm -rf {} +
 
-# Written last, so that an interrupted installation starts again.
+# This file is written last, so that an interrupted installation is started again.
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed; name yours: make PYTHON=python3.12 ...")'
 	@echo "First run: creating $(VENV) and installing four packages..." >&2

@@ -3,8 +3,8 @@
     python examples/01_basic_errors.py
     python examples/01_basic_errors.py --faults 401,429:2     # inject failures
 
-What it leaves broken: a transient error, which would be gone a second later, still fails
-the call. Example 2 fixes that.
+What it leaves broken: a transient error, one that would be gone a second later, still makes
+the call fail. Example 2 fixes that.
 """
 
 import logging
@@ -40,8 +40,8 @@ def main(client: MistralClient) -> None:
             completion = client.chat(HELLO, model=model, max_tokens=10)
             print(f"  ✓ Success: {completion.content[:50]}")
 
-        # From the most specific error to the most general one: Python takes the first
-        # clause that matches, so an `except MistralError` at the top would catch them all.
+        # The most specific error comes first, the most general one last. Python takes the
+        # first clause that matches, so `except MistralError` at the top would catch them all.
         except AuthenticationError as error:
             print(f"  ✗ Authentication Error ({error.status_code}): {error}")
         except RateLimitError as error:
@@ -60,7 +60,10 @@ def main(client: MistralClient) -> None:
 def safe_api_call(
     client: MistralClient, messages: list[dict[str, str]], model: str = "mistral-small-latest"
 ) -> str | None:
-    """Return the answer's text, or None; the log says why. Made to be copied."""
+    """Return the text of the answer, or log why there is none and return None.
+
+    Copy this function into your own code.
+    """
     try:
         return client.chat(messages, model=model).content
     except AuthenticationError:

@@ -1,19 +1,23 @@
-"""Example 2: Retry with exponential backoff. Most failures are transient.
+"""Example 2: Retry with exponential backoff. Try again after a failure that may be transient.
 
     python examples/02_backoff.py --faults 503,503 --trace    # two waits, then success
-    python examples/02_backoff.py --faults '503*'             # all retries exhausted
-    python examples/02_backoff.py --faults 401                # an error not worth a retry
+    python examples/02_backoff.py --faults '503*'             # all attempts fail
+    python examples/02_backoff.py --faults 401                # a wrong key: no retry
     python examples/02_backoff.py                             # no failure, so no retry
 
 Each wait is twice as long as the one before, to give the service more time. In production,
-leave the jitter on: a thousand clients that fail together must not come back together.
+leave the jitter on: it makes each wait random, so that a thousand clients that fail together
+do not retry together.
+
+Most 4xx errors are not retried, because the same request would fail again. Retry only what is
+safe to do twice: a chat call is, although both attempts may be billed. Sending a mail is not.
 
 A retrier also has a budget for its retries. Each retry costs a token; successes and time
-earn tokens back. A service that is down because of too much load would otherwise get three
-times the load from three attempts per call, and stay down. When the budget is empty, the
-error is raised at once, and `on_give_up` gets the reason "retry budget exhausted".
+earn tokens back. Without the budget, three attempts per call would triple the load on an
+overloaded service and keep it down. When the budget is empty, the error is raised at once,
+and `on_give_up` gets the reason "retry budget exhausted".
 
-What it leaves broken: it waits only after the server has rejected a request. Example 3
+What it leaves broken: it slows down only after the server has rejected a request. Example 3
 fixes that.
 """
 
@@ -38,7 +42,7 @@ def main(client: MistralClient) -> None:
     retrier = Retrier(
         max_attempts=MAX_ATTEMPTS,
         base_delay=1.0,
-        jitter=False,  # so that you see 1 s, 2 s; leave it on in production
+        jitter=False,  # so that you see waits of 1 s and 2 s; in production, leave it on
         on_attempt=print_attempt,
         on_wait=print_wait,
         on_give_up=print_give_up,

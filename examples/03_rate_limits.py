@@ -4,7 +4,10 @@
     python examples/03_rate_limits.py --faults 429:2 --trace  # the server asks for 2 s
     python examples/03_rate_limits.py --faults 429            # a 429 without a Retry-After
 
-What it leaves broken: it goes on calling a service that is down. Example 4 fixes that.
+The limiter spaces the requests evenly, so the server has no reason to reject one. If it still
+sends a 429, the script waits as long as the Retry-After header asks.
+
+What it leaves broken: it keeps calling a service that is down. Example 4 fixes that.
 """
 
 import json
@@ -22,7 +25,7 @@ from lib.rate_limiter import RateLimiter
 
 REQUESTS_PER_MINUTE = 60
 DEFAULT_WAIT = 1.0  # seconds; many 429s come without a Retry-After
-MAX_WAIT = 60.0  # seconds; if the server asks for a day, the call fails instead
+MAX_WAIT = 60.0  # seconds; if the server asks for more (a day, say), the call fails
 
 
 def main(client: MistralClient) -> None:
@@ -42,7 +45,7 @@ def main(client: MistralClient) -> None:
 
 
 def paced_chat(client: MistralClient, limiter: RateLimiter, prompt: str) -> ChatCompletion:
-    """Wait for the next slot, then call; after a 429, wait as told and call once more."""
+    """Wait for the next slot, then call. After a 429, wait as the server asks and call again."""
     messages = [{"role": "user", "content": prompt}]
     wait = limiter.reserve()
     if wait > 0:
@@ -56,7 +59,7 @@ def paced_chat(client: MistralClient, limiter: RateLimiter, prompt: str) -> Chat
         if seconds > MAX_WAIT:
             raise
         print(f"Rate limited. Waiting {seconds:g} seconds...")
-        limiter.pause(seconds)  # every caller that shares the limiter waits, not only this one
+        limiter.pause(seconds)  # all callers that share the limiter wait, not only this one
         limiter.acquire()
         return client.chat(messages, max_tokens=5)
 

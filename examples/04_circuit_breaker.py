@@ -3,6 +3,10 @@
     python examples/04_circuit_breaker.py --trace             # request 4 is never sent
     python examples/04_circuit_breaker.py --faults '503*'     # the probe fails too
 
+Two failures open the circuit. While it is open, calls fail at once and nothing is sent. After
+the recovery timeout it is half-open: one call, the probe, tests whether the service is back.
+If every caller tried at once, they would flood a service that has just restarted.
+
 What it leaves broken: the user still gets no answer. Example 5 fixes that.
 """
 
@@ -18,7 +22,7 @@ from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
 from lib.client import MistralClient
 from lib.errors import MistralError
 
-RECOVERY_TIMEOUT = 1.0  # seconds; a minute is usual
+RECOVERY_TIMEOUT = 1.0  # seconds; in production, a minute is usual
 
 
 def main(client: MistralClient) -> None:

@@ -2,9 +2,12 @@
 
     python examples/05_fallbacks.py
     python examples/05_fallbacks.py --faults 503              # the smaller model answers
-    python examples/05_fallbacks.py --faults 401              # an error that no fallback may hide
+    python examples/05_fallbacks.py --faults 401              # a wrong key: no fallback
 
-What it leaves broken: nobody learns that the primary fails. Example 6 fixes that.
+A fallback must not hide your own mistakes. With a wrong key, every user would get an apology,
+and you would not notice. So such an error is raised, and no further strategy is tried.
+
+What it leaves broken: nobody learns that the primary strategy fails. Example 6 fixes that.
 """
 
 import sys
@@ -35,7 +38,7 @@ def main(client: MistralClient) -> None:
         return client.chat(context["messages"], model="mistral-small-latest", max_tokens=50).content
 
     def cached_response(context: Context) -> str:
-        # The tutorial calls this a cached response; it is a canned apology.
+        # The PHP tutorial calls this a cached response. It is a fixed apology, not a cache.
         print("  Trying fallback 2 (cached response)...")
         return "Service temporarily unavailable. Please try again later."
 
@@ -56,7 +59,10 @@ def main(client: MistralClient) -> None:
 
 
 def must_not_be_hidden(error: Exception) -> bool:
-    """Return True for a mistake in the request or the key; another model may still exist."""
+    """Return True for a mistake in the request or the key.
+
+    An unknown model (404) does not count: the next strategy asks another model.
+    """
     return is_client_error(error) and not isinstance(error, NotFoundError)
 
 

@@ -3,8 +3,11 @@
     python examples/06_error_logger.py                        # simulated: nothing is sent
     python examples/06_error_logger.py --faults ok,503,401    # six real calls, and an alert
 
-The log is a file of JSON lines, `mistral_errors.log` beside the README; MISTRAL_LOG_FILE
-names another. This is the last lesson; lib/resilient_client.py puts all of them together.
+The log is `mistral_errors.log` next to README.md, with one JSON object per line. Set
+MISTRAL_LOG_FILE to write to another file. The alert is called once when too many of the last
+requests failed, not once per failure.
+
+This is the last of the six examples. lib/resilient_client.py combines all the helpers.
 """
 
 import contextlib
@@ -46,7 +49,7 @@ def log_simulated_results() -> None:
     logger = ErrorLogger(log_file())
 
     print("Testing error logging:")
-    for kind, error in [  # four results that a day may bring
+    for kind, error in [  # four typical results
         ("chat", None),
         ("chat", APITimeoutError("Network timeout")),
         ("embedding", None),
@@ -58,7 +61,7 @@ def log_simulated_results() -> None:
     print_metrics(logger)
     print(SUMMARY)
     if logger.dropped_records:
-        sys.exit(1)  # your program would go on; a lesson on logs has failed without one
+        sys.exit(1)  # a real program would continue, but this lesson needs its log
 
 
 def log_real_calls(client: MistralClient) -> None:
@@ -85,7 +88,7 @@ def log_real_calls(client: MistralClient) -> None:
     for line in path.read_bytes()[already_there:].splitlines():
         record = json.loads(line)
         if "number" not in record["context"]:
-            continue  # another program may write to this log, too
+            continue  # a record of another program that shares this log
         found = record["error"]
         outcome = f"{found['class']}: {found['message']}" if found else "Success"
         print(f"  Call {record['context']['number']}: {outcome}")

@@ -1,1 +1,1 @@
-"""The lessons, one script each; README.md beside this file is the workshop."""
+"""The lessons, one script each. README.md in this folder is the workshop."""

@@ -1,11 +1,12 @@
-"""asyncio: the same helpers, awaited. Three questions are asked at the same time.
+"""asyncio: use the same helpers in async code. Three questions are asked at the same time.
 
     python examples/asyncio_client.py --trace
     python examples/asyncio_client.py --faults 503,429:1 --trace    # two of them are retried
     python examples/asyncio_client.py --faults '503*'               # the apology answers
 
-Each helper that waits or calls has an `_async` twin on the same object, so tasks and threads
-may share it. No thread waits, and a cancelled task gives back what it had taken.
+Each method that waits or calls has an `_async` twin on the same object, so tasks and threads
+may share the object. Waiting does not block a thread. A cancelled task is not retried and
+uses no slot.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ async def ask_three(client: MistralClient) -> None:
 
     async def paced_call(prompt: str) -> ChatCompletion:
         await limiter.acquire_async()
-        # With an async SDK, await its call here. This client is a plain one: it runs in a thread.
+        # With an async SDK, await its call here. MistralClient is synchronous: use a thread.
         return await asyncio.to_thread(client.chat, [{"role": "user", "content": prompt}])
 
     def apologize(context: dict[str, Any]) -> str:
@@ -51,7 +52,7 @@ async def ask_three(client: MistralClient) -> None:
 
     handler = FallbackHandler()
     handler.add_strategy("api", ask_the_api, priority=10)
-    handler.add_strategy("apology", apologize)  # strategies may be plain functions, too
+    handler.add_strategy("apology", apologize)  # a strategy may also be a plain function
 
     prompts = ("Hello!", "How are you?", "What is asyncio?")
     answers = await asyncio.gather(

@@ -1,10 +1,10 @@
-"""Streaming: a long answer piece by piece, and why a broken stream can't just be retried.
+"""Streaming: print an answer piece by piece, and see why a broken stream can't just be retried.
 
     python examples/streaming.py
     python examples/streaming.py --faults drop,drop --trace   # broken before the first word
 
-A stream needs no long read timeout: the limit holds for the silence between two pieces. But
-it can break off in the middle, when your reader has already seen the first half.
+A stream does not need a long read timeout, since the timeout applies to the silence between
+two pieces. But a stream can break off when the user has already seen half of the answer.
 """
 
 import sys
@@ -27,8 +27,8 @@ def main(client: MistralClient) -> None:
         try:
             print_stream(client)
         except APIStreamBrokenError as error:
-            # A retry would print the beginning again, in other words, and cost twice. So keep
-            # the text, say what happened, and let the reader decide.
+            # A retry would start over with different wording, and cost twice. So keep the
+            # text, say what happened, and let the user decide.
             print(f"\n  ✗ Broken off after {len(error.partial_text)} characters: {error}")
             print(f"  Kept: {error.partial_text!r}")
         except MistralError as error:
@@ -37,7 +37,7 @@ def main(client: MistralClient) -> None:
 
 
 def print_stream(client: MistralClient) -> None:
-    """Print the pieces as they come; only a failure before the first one is retried."""
+    """Print the pieces as they arrive. Only a failure before the first piece is retried."""
 
     def first_piece() -> tuple[str, ChatStream]:
         stream = client.stream(HELLO)

@@ -1,10 +1,13 @@
-"""Token limits: an LLM API limits tokens per minute, and what a call uses is known afterwards.
+"""Token limits: stay under a limit of tokens per minute by reserving and settling tokens.
 
     python examples/token_limits.py
 
-The account here allows 60 tokens per minute. Each call reserves an estimate, which assumes
-the longest answer, and settles what it used when the response comes. Without settling, the
-second call would have to wait for a minute: the estimates of two calls don't fit.
+An LLM API limits tokens as well as requests, but how many a call uses is known only
+afterwards. So each call reserves an estimate, which assumes the longest answer. When the
+response arrives, the reservation is settled: the tokens really used replace the estimate.
+
+The account here allows 60 tokens per minute. Without settling, the second call would have to
+wait for a minute, because the estimates of two calls do not fit.
 """
 
 import sys
@@ -18,7 +21,7 @@ from lib.errors import MistralError
 from lib.token_limiter import TokenLimiter, TokenLimitTimeoutError, estimate_tokens
 
 TOKENS_PER_MINUTE = 60
-MAX_TOKENS = 30  # of an answer
+MAX_TOKENS = 30  # the longest answer
 
 
 def main(client: MistralClient) -> None:
@@ -35,7 +38,7 @@ def main(client: MistralClient) -> None:
         try:
             completion = client.chat(messages, max_tokens=MAX_TOKENS)
         except MistralError as error:
-            # Not settled: the server may have done the work, so the estimate stays spent.
+            # Not settled: the server may have done the work, so the estimate stays booked.
             print(f"Request {number}: reserved {estimate}, failed: {error}")
             continue
         used = completion.usage.total_tokens if completion.usage else estimate

@@ -40,10 +40,10 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lib.mock_server",
         description="A local stand-in for the Mistral API that fails on demand.",
-        epilog=f"Faults, one word per request: {FAULT_SYNTAX}.".replace("%", "%%"),
+        epilog=f"Faults, one word per request: {FAULT_SYNTAX}.",
         allow_abbrev=False,
     )
-    parser.add_argument("--port", type=int, default=8080, help="default: 8080; 0: any free port")
+    parser.add_argument("--port", type=int, default=8080, help="default: 8080; 0 is any free port")
     parser.add_argument("--faults", default="", help="a fault script, for example 503,429:2")
     parser.add_argument("--rpm", type=int, help="requests allowed per minute; default: no limit")
     parser.add_argument("--tpm", type=int, help="tokens allowed per minute; default: no limit")
