@@ -10,7 +10,7 @@ leave the jitter on: it makes each wait random, so that a thousand clients that 
 do not retry together.
 
 Most 4xx errors are not retried, because the same request would fail again. Retry only what is
-safe to do twice: a chat call is, although both attempts may be billed. Sending a mail is not.
+safe to do twice: a chat call is, although both attempts may be billed. Sending an email is not.
 
 A retrier also has a budget for its retries. Each retry costs a token; successes and time
 earn tokens back. Without the budget, three attempts per call would triple the load on an

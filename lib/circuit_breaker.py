@@ -68,9 +68,9 @@ class CircuitOpenError(Exception):
 def is_service_failure(error: Exception) -> bool:
     """Return True if the error indicates an unhealthy service.
 
-    An error with an HTTP status (``status_code``) does, unless it is a 4xx: a 400, 401 or
-    404 is about the request, and a 429 means that you send too many requests. An error
-    without a status does, unless it has ``retryable = False``.
+    An error with an HTTP status (``status_code``) counts, unless the status is a 4xx: a 400,
+    401 or 404 is about the request, and a 429 means that you send too many requests. An
+    error without a status counts, unless it has ``retryable = False``.
     """
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
@@ -79,9 +79,9 @@ def is_service_failure(error: Exception) -> bool:
 
 
 class _Closed:
-    """The state of a closed circuit; each time the circuit closes, it gets a new object.
+    """The state of a closed circuit. Each time the circuit closes, it gets a new state object.
 
-    So a call that ends under another state object than it began under is out of date: it
+    If the state object was replaced while a call ran, the call's outcome is out of date and
     changes nothing.
     """
 
@@ -193,7 +193,10 @@ class CircuitBreaker:
     def __call__(self, function: F) -> F:
         """Decorate a function or an async function, so that each call goes through the breaker."""
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError("a generator runs after the call has returned: decorate what it calls")
+            raise TypeError(
+                "cannot decorate a generator, which runs after the call has returned: "
+                "decorate what it calls"
+            )
 
         @functools.wraps(function)
         def protected(*args: Any, **kwargs: Any) -> Any:

@@ -261,7 +261,7 @@ def _check_timeout(timeout: float | tuple[float, float]) -> tuple[float, float]:
     if len(both) == 2 and all(map(_is_timeout, both)):
         return both
     raise ValueError(
-        f"timeout must be a number of seconds > 0, or two of them (connect, read), got {timeout!r}"
+        f"timeout must be a number of seconds > 0, or a pair (connect, read), got {timeout!r}"
     )
 
 
@@ -375,7 +375,7 @@ def _limits(headers: Mapping[str, str]) -> Limits:
 
 
 def _completion(content: Any, limits: Limits) -> ChatCompletion:
-    """Return the chat completion in a parsed 2xx body; check each field, since any may be wrong."""
+    """Return the chat completion in a 2xx body; check each field, since any may be missing."""
     try:
         choice = content["choices"][0]
         usage = content.get("usage")

@@ -19,7 +19,7 @@ MistralError
       │    └── InsufficientQuotaError    a 429 that waiting cannot cure
       └── InternalServerError        5xx
 
-The names are those of the openai and anthropic SDKs, so their users already know them.
+Most names are those of the openai and anthropic SDKs, so their users already know them.
 Every error has two attributes: ``retryable`` (may the same request succeed later?) and
 ``retry_after`` (the seconds that the server asked for, or None). ``ERROR_TABLE`` says what
 each error means and what to do about it.
@@ -46,7 +46,7 @@ UNKNOWN_MODEL = "1500"  # the error code in the real API's 400 for an unknown mo
 
 
 class MistralError(Exception):
-    """The base class: ``except MistralError`` catches every failure of a call."""
+    """The base class: ``except MistralError`` catches every failure of a call that was sent."""
 
     retryable: bool = False
     retry_after: float | None = None

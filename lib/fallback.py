@@ -48,9 +48,9 @@ class AllStrategiesFailedError(Exception):
 def is_client_error(error: Exception) -> bool:
     """Return True if the error is a mistake of the caller, which a fallback would only hide.
 
-    An error with an HTTP status (``status_code``) is one if the status is a 4xx other than
-    408, 409 and 429: a wrong key, for example, or a malformed request. An error without a
-    status is one if it has ``retryable = False``.
+    With an HTTP status (``status_code``), that means a 4xx other than 408, 409 and 429: a
+    wrong key, for example, or a malformed request. Without a status, it means that the error
+    has ``retryable = False``.
     """
     status = getattr(error, "status_code", None)
     if isinstance(status, int):

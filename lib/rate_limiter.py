@@ -9,6 +9,9 @@ Copy this file alone: it needs the standard library only.
     >>> 0 < limiter.acquire() <= 0.2    # the next one waits for its slot
     True
 
+An API rejects a request above its rate limit with a 429. A limiter prevents that: it delays
+the request until the next free slot, the time at which one request may start.
+
 Why evenly spaced: a limiter that allows 60 requests per clock minute can let 120 through
 in two seconds, 60 at the end of one minute and 60 at the start of the next. Evenly spaced
 starts cannot exceed the limit in any 60 seconds, and the server gets no bursts.
@@ -25,7 +28,7 @@ import threading
 import time
 from collections import deque
 
-WINDOW = 10  # starts; over WINDOW or more of them, even late starts never exceed the rate
+WINDOW = 10  # starts; over 10 or more of them, the rate is never exceeded, even after a delay
 
 
 class RateLimitTimeoutError(TimeoutError):

@@ -6,8 +6,8 @@
 The helpers nest like this, and the order matters:
 
 - The breaker is inside the retry, so it sees each attempt, and an open circuit ends the
-  retries at once. If it wrapped the retries, it would see one failure per series: with 3
-  attempts and a threshold of 5, 15 requests would fail before it opened, instead of 5.
+  retries at once. If it wrapped the retries, it would see one failure per request: with 3
+  attempts and a threshold of 5, 15 attempts would fail before it opened, instead of 5.
 - The limiters are inside the retry, so each attempt waits for its turn. They are inside the
   breaker, so a rejected call uses no slot.
 - The log is outside: it gets one line per request, however many attempts the request took.
@@ -56,8 +56,11 @@ class ResilientMistralClient:
     mistral_errors.log in the current folder.
 
     The retrier's ``total_timeout`` limits a request with all its attempts and waits: each
-    attempt gets only the time that is left. ``error_log`` holds the last 100 failed
-    attempts, including those of requests that succeeded in the end.
+    attempt gets only the time that is left. Set it in a web handler. By default there is no
+    such limit, and the worst case is half an hour: three attempts of up to 600 s, plus waits.
+
+    ``error_log`` holds the last 100 failed attempts, including those of requests that
+    succeeded in the end.
     """
 
     def __init__(

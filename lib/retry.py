@@ -27,7 +27,7 @@ Retry only what is safe to do twice (idempotent). A chat call changes nothing on
 server, but after a timeout the first answer may have been generated and billed. If your
 code acts on the answer (sends mail, runs a tool), retry the chat call only, never the
 action. Retry at one layer only: three attempts around an SDK that makes three attempts
-itself are nine requests.
+itself are nine requests. Switch the SDK's own retries off: ``OpenAI(max_retries=0)``.
 
 After Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015), and,
 for the budget, gRPC's retry throttling (proposal A6) and Finagle's RetryBudget.
@@ -69,9 +69,9 @@ class RetryBudget:
 
     The budget holds up to ``max_tokens`` tokens and starts full. Each retry costs one token.
     Each success earns ``tokens_per_success``, and each second earns ``tokens_per_second``.
-    While a service is down, no call succeeds. With the defaults, the service then gets its
-    normal load plus one retry every two seconds. A program that makes one call per second
-    can still retry: it earns up to 0.6 retries per second.
+    While a service is down, no call succeeds. Once the tokens are used up, the service gets
+    its normal load plus, with the defaults, one retry every two seconds. A program that
+    makes one call per second can still retry: it earns up to 0.6 retries per second.
 
     Each Retrier has a budget of its own, unless you pass one budget to several of them.
     With ``max_tokens=math.inf`` it never runs out. Thread-safe. Raises ValueError for a
@@ -130,9 +130,9 @@ class Retrier:
     the wait would end after ``total_timeout``, counted from the start of the call (None
     means no limit).
 
-    ``retry_if(error)`` decides whether an error is worth another attempt; by default, it is
-    if it has ``retryable = True``. ``budget`` limits the retries of all calls together (see
-    RetryBudget); with None, the Retrier makes a budget of its own.
+    ``retry_if(error)`` decides whether an error is worth another attempt; the default looks
+    at the error's ``retryable`` attribute. ``budget`` limits the retries of all calls
+    together (see RetryBudget); with None, the Retrier makes a budget of its own.
 
     Each wait is logged at INFO. For more, pass hooks; attempts count from 1, and an
     exception that a hook raises reaches the caller. ``on_attempt(attempt)`` is called before
@@ -182,7 +182,7 @@ class Retrier:
         self._on_give_up = on_give_up
 
     def call(self, operation: Callable[[], T]) -> T:
-        """Call the operation, with retries. Return its result or raise its last error.
+        """Call the operation, with retries. Return its result, or raise its last attempt's error.
 
         KeyboardInterrupt and SystemExit are not retried; they pass through at once. Raises
         TypeError if the operation returns an awaitable, which has not run yet.
@@ -229,7 +229,10 @@ class Retrier:
     def __call__(self, function: F) -> F:
         """Decorate a function or an async function, so that each call to it is retried."""
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError("a generator runs after the call has returned: decorate what it calls")
+            raise TypeError(
+                "cannot decorate a generator, which runs after the call has returned: "
+                "decorate what it calls"
+            )
 
         @functools.wraps(function)
         def retried(*args: Any, **kwargs: Any) -> Any:

@@ -50,10 +50,10 @@ class TokenLimitTimeoutError(TimeoutError):
 
 
 def estimate_tokens(messages: Iterable[Mapping[str, Any]], max_tokens: int | None = None) -> int:
-    """Return roughly the most tokens that a chat call can use: prompt plus ``max_tokens``.
+    """Estimate the tokens that a chat call can use: its prompt plus ``max_tokens``.
 
-    The prompt's part is a guess from the length of its text; settling corrects it. Without
-    ``max_tokens``, a completion of 500 tokens is assumed.
+    The prompt's tokens are a rough guess from the length of its text; settling corrects it.
+    Without ``max_tokens``, a completion of 500 tokens is assumed.
     """
     characters = messages_count = 0
     for message in messages:
@@ -88,7 +88,7 @@ class TokenReservation:
 
 
 class TokenLimiter:
-    """Let a call start only if its tokens fit under the limit for the last 60 seconds.
+    """Let a call start when its tokens fit under the limit for the last 60 seconds.
 
     The limiter keeps a ledger of bookings, as the server does. A reservation counts until 60
     seconds after it was settled, or after it was booked if it is never settled. Callers

@@ -127,7 +127,7 @@ class Response:
         self._key = key
 
     def read(self) -> bytes:
-        """Return the body, cut off one byte above MAX_RESPONSE_BYTES."""
+        """Return the body, but at most MAX_RESPONSE_BYTES + 1 bytes of it."""
         content: bytes = self._raw.read(MAX_RESPONSE_BYTES + 1, decode_content=True)
         return content
 
@@ -138,7 +138,7 @@ class Response:
         yield from self._raw.stream(size, decode_content=True)
 
     def drain(self, chunks: Iterator[bytes]) -> None:
-        """Read the end of the body, so that the connection can be reused; don't wait long."""
+        """Read the end of the body, for DRAIN_SECONDS at most, to make the connection reusable."""
         self._deadline.shorten(DRAIN_SECONDS)
         with contextlib.suppress(OSError, ValueError, urllib3.exceptions.HTTPError):
             next(chunks, b"")
@@ -179,7 +179,7 @@ _deadlines = _Deadlines()  # carries a call's deadline through requests and urll
 
 
 class _DeadlineReader(io.RawIOBase):
-    """Read from a socket; each read ends, at the latest, at the call's deadline."""
+    """Read from a socket; no read lasts beyond the call's deadline."""
 
     def __init__(self, connection: socket.socket, deadline: _Deadline) -> None:
         self._socket = connection
@@ -279,7 +279,7 @@ def _check_base_url(url: str) -> tuple[str, str, bool]:
     hint = "The base URL must look like https://api.mistral.ai/v1"
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
+        host, _ = parts.hostname or "", parts.port  # an invalid port raises ValueError
         host.encode("idna")
     except ValueError:
         raise ValueError(f"{hint}: its host or port is not valid.") from None

@@ -10,7 +10,7 @@ As a command, for curl, another SDK or your own project:
 
     python -m lib.mock_server --port 8080 --faults 503,429:2 --rpm 60 --tpm 20000
 
-The first argument is a fault script: one word per request says how it fails (fault
+The first argument is a fault script: one word per request says what happens to it (fault
 injection). ``faults.py`` lists the words; ``api.py`` builds the normal responses. The
 failures are real HTTP failures over a real socket. The server needs the standard library
 only, listens on this machine only, and accepts any bearer key.
@@ -127,7 +127,7 @@ def _with_fault(normal: Response, fault: Fault) -> Response | None:
 
 
 def _outcome(response: Response | None, fault: Fault) -> str:
-    """Return a short text for the log: the status, and the fault if the status hides it."""
+    """Return a short text for the log: the status, and the fault if the status can't show it."""
     if response is None or fault.kind == "timeout":
         return fault.kind
     if fault.kind in ("ok", "status"):

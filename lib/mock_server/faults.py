@@ -30,7 +30,8 @@ from typing import NamedTuple
 
 FAULT_SYNTAX = (
     "ok, a status from 400 to 599, 429:2 (seconds of Retry-After), noquota, slow:1.5, timeout, "
-    "drop, badjson, cut, drip:0.2 or html:502, each with *3 or * to repeat it or @20% for a share"
+    "drop, badjson, cut, drip:0.2 or html:502; add *3 to repeat a word 3 times, * to repeat it "
+    "for all remaining requests, or @20% for a random share of them"
 )
 PLAIN_KINDS = ("ok", "noquota", "timeout", "drop", "badjson", "cut")
 KINDS_WITH_SECONDS = ("slow", "drip")
