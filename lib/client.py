@@ -328,7 +328,7 @@ def _parse_sse(response: Response) -> Iterator[Any]:
                 return
             if name == b"data":
                 yield _parse_json(data)
-    raise APIConnectionError("the stream ended without its end mark")
+    raise APIConnectionError("the stream ended without its end mark, [DONE]")
 
 
 def _parse_json(content: bytes | bytearray) -> Any:

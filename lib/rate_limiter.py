@@ -28,7 +28,7 @@ import threading
 import time
 from collections import deque
 
-WINDOW = 10  # starts; over 10 or more of them, the rate is never exceeded, even after a delay
+WINDOW_STARTS = 10  # over this many starts, the rate is never exceeded, even after a delay
 
 
 class RateLimitTimeoutError(TimeoutError):
@@ -65,7 +65,7 @@ class RateLimiter:
         self._interval = 60.0 / max_requests_per_minute
         self._next_slot = -math.inf  # a time on the monotonic clock, like all times here
         self._window_opens_at = -math.inf
-        self._last_starts: deque[float] = deque(maxlen=WINDOW)
+        self._last_starts: deque[float] = deque(maxlen=WINDOW_STARTS)
         self._line: deque[_Waiter] = deque()
         self._reserved: deque[float] = deque()  # slots that ``reserve`` booked behind the line
         self._lock = threading.Lock()
@@ -195,14 +195,14 @@ class RateLimiter:
         return max(self._next_slot, self._window_opens_at)
 
     def _take(self, slot: float, start: float) -> None:
-        """Book a slot for a request that starts at ``start``, which may be after the slot."""
+        """Book a slot for a request that starts at ``start``, a bit earlier or later than it."""
         self._next_slot = slot + self._interval
         self._last_starts.append(start)
-        # Starts that make up for a delay must not exceed the rate: for each n >= WINDOW, the
-        # next start comes at least n intervals after the n-th last one.
+        # Starts that make up for a delay must not exceed the rate: for each n >= WINDOW_STARTS,
+        # the next start comes at least n intervals after the n-th last one.
         self._window_opens_at += self._interval
-        if len(self._last_starts) == WINDOW:
-            window_end = self._last_starts[0] + WINDOW * self._interval
+        if len(self._last_starts) == WINDOW_STARTS:
+            window_end = self._last_starts[0] + WINDOW_STARTS * self._interval
             self._window_opens_at = max(self._window_opens_at, window_end)
 
 
