@@ -74,7 +74,7 @@ class HTTPServer(ThreadingTCPServer):
             self._connections.discard(connection)
 
     def stop(self) -> None:
-        """Close the port, then every connection, and wait for their threads to end."""
+        """Stop accepting, close every connection and the port, and wait for the threads to end."""
         self.shutdown()
         with self._lock:
             self._stopping = True
