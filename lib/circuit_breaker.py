@@ -235,9 +235,9 @@ class CircuitBreaker:
                 if seconds_left > 0 or (state.probe and not state.probe.ended):
                     raise CircuitOpenError(self.name, seconds_left, state.last_failure)
                 state.probe = call
-            call.state = state
         if first_probe:
             self._report("open", "half-open")
+        call.state = state  # last: an error that the hook raises is not one of the service
 
     def _after_success(self, call: _Call) -> None:
         if isinstance(call.state, _Closed) and not call.state.failures:

@@ -539,6 +539,19 @@ class TestStateChangeHook:
         breaker.reset()
         assert seen == ["open", "closed"]
 
+    def test_what_it_raises_reaches_the_caller_and_is_not_a_failure_of_the_service(
+        self, call: Call, clock: FakeClock
+    ) -> None:
+        def on_state_change(name: str, old: str, new: str) -> None:
+            if new == "half-open":
+                raise LookupError
+
+        breaker = tripped(on_state_change=on_state_change)
+        clock.now += 60
+        with pytest.raises(LookupError):
+            call(breaker, must_not_be_called)
+        assert call(breaker, succeed) == "result"
+
 
 class TestDecorator:
     def test_a_function_and_an_async_function_are_protected(self) -> None:
