@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import math
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -19,7 +19,6 @@ from conftest import FakeClock
 from lib.circuit_breaker import is_service_failure
 from lib.client import Limits, MistralClient
 from lib.mock_server import MockServer
-from lib.mock_server.limits import SlidingWindow
 from lib.retry import is_retryable
 from lib.token_limiter import (
     TokenLimiter,
@@ -27,7 +26,7 @@ from lib.token_limiter import (
     TokenReservation,
     estimate_tokens,
 )
-from support import interrupt_everywhere, run_in_threads
+from support import interrupt_everywhere, most_in_any_window, run_in_threads
 
 Reserve = Callable[..., TokenReservation]
 
@@ -40,19 +39,33 @@ def reserve(request: pytest.FixtureRequest) -> Reserve:
     return lambda limiter, *arguments: asyncio.run(limiter.reserve_async(*arguments))
 
 
+def run_together(*jobs: Callable[[], object]) -> None:
+    """Run each job in a thread of its own, their steps interleaved."""
+    waiting = iter(jobs)
+    run_in_threads(len(jobs), lambda: next(waiting)(), interleaved=True)
+
+
+def rejects(limiter: TokenLimiter, tokens: int) -> bool:
+    """Whether there is no room for the tokens now."""
+    try:
+        limiter.reserve(tokens, timeout=0)
+    except TokenLimitTimeoutError:
+        return True
+    return False
+
+
 class TestLedger:
-    def test_what_is_reserved_is_not_available_for_60_seconds(
-        self, reserve: Reserve, clock: FakeClock
-    ) -> None:
+    def test_a_reservation_counts_for_60_seconds(self, reserve: Reserve, clock: FakeClock) -> None:
         limiter = TokenLimiter(100)
         reserve(limiter, 70)
-        assert limiter.available == 30
         clock.now += 59.9
         assert limiter.available == 30
+        assert rejects(limiter, 31)
         clock.now += 0.1
         assert limiter.available == 100
+        assert reserve(limiter, 100, 0).waited == 0
 
-    @pytest.mark.parametrize(("used", "available"), [(10, 90), (70, 30), (95, 5), (120, -20)])
+    @pytest.mark.parametrize(("used", "available"), [(0, 100), (70, 30), (120, -20)])
     def test_settling_corrects_the_estimate_either_way(
         self, reserve: Reserve, used: int, available: int, clock: FakeClock
     ) -> None:
@@ -60,54 +73,70 @@ class TestLedger:
         reserve(limiter, 70).settle(used)
         assert limiter.available == available
 
-    def test_settled_tokens_count_from_the_settlement(self, clock: FakeClock) -> None:
+    def test_settled_tokens_count_for_60_seconds_from_the_settlement(
+        self, clock: FakeClock
+    ) -> None:
         """When in between the server booked them, nobody here knows."""
         limiter = TokenLimiter(100)
         reservation = limiter.reserve(70)
         clock.now += 20
         reservation.settle(50)
-        clock.now += 50
+        clock.now += 59.9
         assert limiter.available == 50
-        clock.now += 10
+        clock.now += 0.1
         assert limiter.available == 100
 
-    def test_a_late_settlement_counts_what_was_used(self, clock: FakeClock) -> None:
+    def test_a_settlement_after_the_estimate_expired_counts_what_was_used(
+        self, clock: FakeClock
+    ) -> None:
         limiter = TokenLimiter(100)
         reservation = limiter.reserve(70)
         clock.now += 100
         reservation.settle(40)
         assert limiter.available == 60
 
-    def test_a_reservation_that_is_never_settled_stays_spent_for_a_minute(
-        self, clock: FakeClock
-    ) -> None:
+    def test_a_reservation_is_settled_once(self) -> None:
         limiter = TokenLimiter(100)
-        limiter.reserve(100)
-        with pytest.raises(TokenLimitTimeoutError):
-            limiter.reserve(1, timeout=0)
-        clock.now += 60
-        assert limiter.reserve(1, timeout=0).waited == 0
-
-    def test_threads_lose_no_token(self) -> None:
-        limiter = TokenLimiter(1000)
-
-        def reserve_and_settle() -> None:
-            for _ in range(10):
-                limiter.reserve(1).settle(2)
-                limiter.observe(Limits(remaining_tokens=1000))
-
-        run_in_threads(8, reserve_and_settle, interleaved=True)
-        assert limiter.available == 1000 - 160
-        assert TokenLimiter(1).available == 1
-
-    def test_it_is_settled_once(self) -> None:
-        reservation = TokenLimiter(100).reserve(70)
+        reservation = limiter.reserve(70)
         reservation.settle(10)
         with pytest.raises(ValueError, match="settled before"):
             reservation.settle(10)
+        assert limiter.available == 90
+
+    def test_calls_use_the_whole_limit_and_never_more(self, clock: FakeClock) -> None:
+        """The server books a call's tokens at a moment between its start and its end."""
+        chance, limiter, calls = random.Random(29), TokenLimiter(1000), deque[Any]()
+        booked: list[float] = []  # by the server: one entry per token
+        for _ in range(3000):
+            clock.now += 0.1
+            with contextlib.suppress(TokenLimitTimeoutError):
+                calls.append((limiter.reserve(45, timeout=0), clock.now))
+            if calls and calls[0][1] <= clock.now - 2:
+                reservation, started_at = calls.popleft()
+                used = chance.randrange(5, 40)
+                reservation.settle(used)
+                booked += [chance.uniform(started_at, clock.now)] * used
+        assert most_in_any_window(booked, seconds=60) <= 1000
+        assert len(booked) > 0.9 * 1000 * 300 / 60
 
 
-class TestWaiting:
+class TestFirstComeFirstServed:
+    def test_a_large_request_is_not_overtaken_by_small_ones(self) -> None:
+        limiter, order = TokenLimiter(100), list[int]()
+        first = limiter.reserve(60)
+
+        def start(tokens: int) -> None:
+            limiter.reserve(tokens)
+            order.append(tokens)
+
+        with ThreadPoolExecutor(3) as pool:
+            for number, tokens in enumerate((80, 10, 5)):
+                pool.submit(start, tokens)
+                while len(limiter._line) <= number:
+                    time.sleep(0.001)
+            first.settle(0)
+        assert order == [80, 10, 5]
+
     def test_a_settlement_makes_room_for_a_waiting_thread(self) -> None:
         limiter = TokenLimiter(100)
         first = limiter.reserve(90)
@@ -131,49 +160,50 @@ class TestWaiting:
             assert (await asyncio.wait_for(task, 10)).tokens == 50
 
         asyncio.run(main())
-
-    def test_a_large_request_is_not_overtaken_by_small_ones(self) -> None:
-        limiter, order = TokenLimiter(100), list[int]()
-        first = limiter.reserve(60)
-
-        def start(tokens: int) -> None:
-            limiter.reserve(tokens)
-            order.append(tokens)
-
-        with ThreadPoolExecutor(3) as pool:
-            for number, tokens in enumerate((80, 10, 5)):
-                pool.submit(start, tokens)
-                while len(limiter._line) <= number:
-                    time.sleep(0.001)
-            first.settle(0)
-        assert order == [80, 10, 5]
+        assert limiter.available == 30
 
     def test_more_than_the_whole_limit_waits_until_the_ledger_is_empty(
         self, clock: FakeClock
     ) -> None:
         limiter = TokenLimiter(100)
         limiter.reserve(1)
-        with pytest.raises(TokenLimitTimeoutError):
-            limiter.reserve(500, timeout=0)
+        assert rejects(limiter, 500)
         clock.now += 60
-        limiter.reserve(500, timeout=0)
+        assert not rejects(limiter, 500)
 
+
+class TestWaiting:
+    def test_a_caller_waits_until_enough_tokens_expire_and_a_pause_is_over(
+        self, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(threading.Event, "wait", lambda event, seconds: clock.sleep(seconds))
+        limiter = TokenLimiter(100)
+        for _ in range(3):
+            limiter.reserve(30)
+            clock.now += 10
+        assert limiter.reserve(50).waited == 40  # the first two expire
+        limiter.pause(90)
+        assert limiter.reserve(0).waited == 90
+
+
+class TestTimeout:
     @pytest.mark.parametrize("timeout", [0, 0.05])
-    def test_giving_up_books_nothing(self, reserve: Reserve, timeout: float) -> None:
+    def test_a_caller_that_gives_up_books_nothing(self, reserve: Reserve, timeout: float) -> None:
         limiter = TokenLimiter(100)
         limiter.reserve(60)
         with pytest.raises(TokenLimitTimeoutError, match=f"no room for 50 .* {timeout:g} s"):
             reserve(limiter, 50, timeout)
-        assert limiter.available == 40
-        assert len(limiter._line) == 0
+        assert repr(limiter) == "TokenLimiter(100, available=40, waiting=0)"
 
-    def test_its_timeout_is_neither_retried_nor_counted_against_the_service(self) -> None:
+    def test_its_error_is_neither_retried_nor_a_failure_of_the_service(self) -> None:
         error = TokenLimitTimeoutError()
         assert isinstance(error, TimeoutError)
         assert not is_retryable(error)
         assert not is_service_failure(error)
 
-    def test_cancelled_tasks_leave_the_line(self) -> None:
+
+class TestGivingUp:
+    def test_cancelled_tasks_leave_the_line_and_the_others_move_up(self) -> None:
         limiter = TokenLimiter(100)
 
         async def main() -> None:
@@ -198,8 +228,7 @@ class TestWaiting:
 
         def reserve_settle_and_give_up() -> None:
             limiter.reserve(60).settle(50)
-            with contextlib.suppress(TokenLimitTimeoutError):
-                limiter.reserve(60, timeout=0)
+            rejects(limiter, 60)
 
         for points in interrupt_everywhere(reserve_settle_and_give_up):  # noqa: B007
             assert not limiter._lock.locked()
@@ -208,15 +237,31 @@ class TestWaiting:
             assert limiter.available == 100
         assert points > 40
 
+    def test_a_task_whose_event_loop_is_closed_holds_nobody_up(self) -> None:
+        limiter, loop = TokenLimiter(100), asyncio.new_event_loop()
+        first = limiter.reserve(100)
+        task = loop.create_task(limiter.reserve_async(10))
+        loop.run_until_complete(asyncio.sleep(0))
+        with ThreadPoolExecutor(1) as pool:
+            second: Future[TokenReservation] = pool.submit(limiter.reserve, 10)
+            while len(limiter._line) < 2:
+                time.sleep(0.001)
+            loop.close()
+            first.settle(0)
+            assert second.result(timeout=10).tokens == 10
+        task.get_coro().close()
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+
 
 class TestPause:
     def test_nothing_is_booked_during_a_pause(self, reserve: Reserve, clock: FakeClock) -> None:
         limiter = TokenLimiter(100)
-        limiter.pause(10)
-        limiter.pause(2)
+        for seconds in (10, 2, 0):
+            limiter.pause(seconds)
+        clock.now += 9.9
         with pytest.raises(TokenLimitTimeoutError):
             reserve(limiter, 1, 0)
-        clock.now += 10
+        clock.now += 0.1
         reserve(limiter, 1, 0)
 
 
@@ -225,114 +270,115 @@ class TestObserve:
 
     def test_a_lower_limit(self) -> None:
         limiter = TokenLimiter(100)
-        limiter.observe(Limits(tokens_per_minute=50))
-        limiter.observe(Limits(tokens_per_minute=1000))
-        assert limiter.max_tokens_per_minute == 50
+        for tokens_per_minute in (50, 1000, 0, None):
+            limiter.observe(Limits(tokens_per_minute=tokens_per_minute))
+            assert limiter.max_tokens_per_minute == 50
 
     def test_fewer_remaining_tokens_are_booked_for_a_minute(self, clock: FakeClock) -> None:
         limiter = TokenLimiter(100)
-        limiter.observe(Limits(remaining_tokens=30))
-        assert limiter.available == 30
-        limiter.observe(Limits(remaining_tokens=90))
-        limiter.observe(Limits())
-        assert limiter.available == 30
+        for remaining_tokens in (30, 90, None):
+            limiter.observe(Limits(remaining_tokens=remaining_tokens))
+            assert limiter.available == 30
         clock.now += 60
         assert limiter.available == 100
 
+    def test_a_negative_number_of_remaining_tokens_means_none(self) -> None:
+        limiter = TokenLimiter(100)
+        limiter.observe(Limits(remaining_tokens=-5))
+        assert limiter.available == 0
+
+
+class TestSharing:
+    """What threads do at the same time is not lost, and not done twice."""
+
+    def test_reservations_and_settlements(self) -> None:
+        limiter = TokenLimiter(1000)
+
+        def reserve_and_settle() -> None:
+            for _ in range(5):
+                limiter.reserve(1).settle(2)
+
+        run_in_threads(8, reserve_and_settle, interleaved=True)
+        assert limiter.available == 1000 - 80
+
+    def test_tokens_that_expire(self, clock: FakeClock) -> None:
+        limiter = TokenLimiter(100)
+        for _ in range(20):
+            clock.now += 61
+            for _ in range(3):
+                limiter.reserve(10)
+            clock.now += 30
+            limiter.reserve(20)
+            clock.now += 30
+            assert run_in_threads(4, lambda: limiter.available, interleaved=True) == [80] * 4
+
+    def test_observations(self, clock: FakeClock) -> None:
+        limiter, limits = TokenLimiter(100), Limits(remaining_tokens=30)
+        for _ in range(20):
+            clock.now += 60
+            run_in_threads(2, lambda: limiter.observe(limits), interleaved=True)
+            assert limiter.available == 30
+
+    def test_pauses(self, clock: FakeClock) -> None:
+        limiter = TokenLimiter(100)
+        for _ in range(40):
+            clock.now += 100
+            run_together(lambda: limiter.pause(2), lambda: limiter.pause(10))
+            clock.now += 9
+            assert rejects(limiter, 1)
+
+    def test_callers_that_give_up(self, clock: FakeClock) -> None:
+        limiter = TokenLimiter(100)
+        limiter.reserve(100)
+        for _ in range(20):
+            assert all(run_in_threads(4, lambda: rejects(limiter, 1), interleaved=True))
+        assert repr(limiter) == "TokenLimiter(100, available=0, waiting=0)"
+
 
 class TestEstimate:
-    def test_it_grows_with_the_prompt_and_the_answer_that_is_allowed(self) -> None:
-        short = estimate_tokens([{"role": "user", "content": "Hello!"}], 10)
-        longer = estimate_tokens([{"role": "user", "content": "Hello! " * 100}], 10)
-        assert 10 < short < 30
-        assert 100 < longer - short < 400
-        assert estimate_tokens([], None) > estimate_tokens([], 100)
-
-
-class Traffic:
-    """16 clients that call without a pause, on a virtual clock, through one TokenLimiter.
-
-    A call needs 50 to 400 tokens, of which its estimate knows only the upper bound, and
-    takes 0.2 to 2 s. The server debits what it used when it comes, over a sliding window.
-    """
-
-    LIMIT = 20_000
-
-    def __init__(self, clock: FakeClock, *, settling: bool) -> None:
-        self._clock, self._settling = clock, settling
-        self._random = random.Random(29)
-        self._limiter = TokenLimiter(self.LIMIT)
-        self._server = SlidingWindow(self.LIMIT)
-        self.rejected = 0
-        self.used: list[tuple[float, int]] = []
-
-    def run(self, seconds: float) -> Traffic:
-        start, order = self._clock.now, iter(range(10**9))
-        events: list[tuple[float, int, Any]] = [(start, next(order), None) for _ in range(16)]
-        heapq.heapify(events)
-        while events[0][0] < start + seconds:
-            self._clock.now, _, ended = heapq.heappop(events)
-            if ended is not None and self._settling:
-                reservation, tokens = ended
-                reservation.settle(tokens)
-            try:
-                reservation = self._limiter.reserve(450, timeout=0)
-            except TokenLimitTimeoutError:
-                heapq.heappush(events, (self._clock.now + 0.05, next(order), None))
-                continue
-            tokens = self._random.randrange(50, 400)
-            if self._server.seconds_until_room(self._clock.now, tokens):
-                self.rejected += 1
-            else:
-                self._server.add(self._clock.now, tokens)
-                self.used.append((self._clock.now - start, tokens))
-            end = self._clock.now + self._random.uniform(0.2, 2)
-            heapq.heappush(events, (end, next(order), (reservation, tokens)))
-        return self
-
-    def share(self, seconds: float) -> float:
-        return sum(tokens for _, tokens in self.used) / (self.LIMIT * seconds / 60)
-
-
-class TestAllowance:
-    def test_16_clients_use_95_percent_of_it_without_a_429_over_three_windows(
-        self, clock: FakeClock
+    @pytest.mark.parametrize(
+        ("content", "max_tokens", "estimate"),
+        [
+            ("Hello!", 10, 6 // 4 + 1 + 4 + 10),
+            ("Hello! " * 100, 10, 700 // 4 + 1 + 4 + 10),
+            (None, None, 1 + 4 + 500),  # a message that holds tool calls only
+        ],
+    )
+    def test_it_counts_the_prompt_and_the_completion_that_is_allowed(
+        self, content: str | None, max_tokens: int | None, estimate: int
     ) -> None:
-        traffic = Traffic(clock, settling=True).run(180)
-        assert traffic.rejected == 0
-        assert traffic.share(180) >= 0.95
+        assert estimate_tokens([{"role": "user", "content": content}], max_tokens) == estimate
 
-    def test_without_settling_half_of_it_is_wasted(self, clock: FakeClock) -> None:
-        assert Traffic(clock, settling=False).run(180).share(180) < 0.6
 
-    def test_threads_against_a_server_that_limits_tokens_get_no_429(self) -> None:
+class TestAgainstAServer:
+    def test_threads_that_share_a_token_limiter_get_no_429(self) -> None:
         limiter = TokenLimiter(400)
+        messages = [{"role": "user", "content": "word " * 2}]
+
+        def call(url: str) -> None:
+            with MistralClient("k", base_url=url) as client:
+                for _ in range(4):
+                    try:
+                        reservation = limiter.reserve(estimate_tokens(messages, 20), timeout=1)
+                    except TokenLimitTimeoutError:
+                        return
+                    usage = client.chat(messages, max_tokens=20).usage
+                    assert usage is not None
+                    reservation.settle(usage.total_tokens)
+
         with MockServer(tokens_per_minute=400) as server:
-
-            def call() -> None:
-                with MistralClient("k", base_url=server.url) as client:
-                    for _ in range(4):
-                        messages = [{"role": "user", "content": "word " * 2}]
-                        try:
-                            reservation = limiter.reserve(estimate_tokens(messages, 20), timeout=1)
-                        except TokenLimitTimeoutError:
-                            return
-                        usage = client.chat(messages, max_tokens=20).usage
-                        assert usage is not None
-                        reservation.settle(usage.total_tokens)
-
-            run_in_threads(16, call)
+            run_in_threads(16, lambda: call(server.url))
             assert {request.outcome for request in server.log} == {"200"}
             assert len(server.log) > 40
 
 
 class TestArguments:
-    @pytest.mark.parametrize("value", [0, -1, 1.5, "100", None, True])
+    @pytest.mark.parametrize("value", [0, 1.5, True])
     def test_a_wrong_limit(self, value: Any) -> None:
         with pytest.raises(ValueError, match="max_tokens_per_minute must be an integer >= 1, got "):
             TokenLimiter(value)
 
-    @pytest.mark.parametrize("value", [-1, 1.5, "5", None, True])
+    @pytest.mark.parametrize("value", [-1, 1.5, True])
     def test_a_wrong_number_of_tokens_books_nothing(self, reserve: Reserve, value: Any) -> None:
         limiter = TokenLimiter(100)
         with pytest.raises(ValueError, match="estimate must be an integer >= 0, got "):
@@ -342,16 +388,8 @@ class TestArguments:
         assert limiter.available == 90
 
     @pytest.mark.parametrize("value", [-1, math.nan, "1"])
-    def test_a_wrong_time(self, reserve: Reserve, value: Any) -> None:
+    def test_a_wrong_timeout_or_pause(self, reserve: Reserve, value: Any) -> None:
         with pytest.raises(ValueError, match="timeout must be a number of seconds >= 0, got "):
             reserve(TokenLimiter(100), 1, value)
         with pytest.raises(ValueError, match="seconds must be a number of seconds >= 0, got "):
             TokenLimiter(100).pause(value)
-
-    def test_the_repr_shows_the_state(self) -> None:
-        assert repr(TokenLimiter(100)) == "TokenLimiter(100, available=100, waiting=0)"
-
-    def test_no_thread_is_started(self) -> None:
-        before = threading.active_count()
-        TokenLimiter(100).reserve(10)
-        assert threading.active_count() == before
