@@ -1,30 +1,42 @@
-"""lib/fallback.py: which strategies are tried, in which order, and what is an answer."""
+"""lib/fallback.py: which strategies are tried, in which order, and what counts as an answer."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
-import random
+import math
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from lib.circuit_breaker import CircuitOpenError
-from lib.errors import (
-    APIResponseValidationError,
-    APIStreamBrokenError,
-    AuthenticationError,
-    BadRequestError,
-    InternalServerError,
-    InvalidRequestError,
-    RateLimitError,
-    UnprocessableEntityError,
-)
+from lib.errors import APIResponseValidationError, InvalidRequestError
 from lib.fallback import AllStrategiesFailedError, FallbackHandler, Strategy, is_client_error
 from lib.rate_limiter import RateLimitTimeoutError
 from support import run_in_threads
+
+Execute = Callable[..., Any]
+
+
+@pytest.fixture(params=["execute", "execute_async"])
+def execute(request: pytest.FixtureRequest) -> Execute:
+    """Execute a handler: once with ``execute``, once with ``execute_async``."""
+    if request.param == "execute":
+        return lambda handler, *context: handler.execute(*context)
+    return lambda handler, *context: asyncio.run(handler.execute_async(*context))
+
+
+class StatusError(Exception):
+    def __init__(self, status_code: object) -> None:
+        super().__init__(status_code)
+        self.status_code = status_code
+
+
+class PermanentError(Exception):
+    retryable = False
 
 
 def gives(answer: object) -> Strategy:
@@ -38,298 +50,215 @@ def raises(error: BaseException) -> Strategy:
     return strategy
 
 
+def must_not_be_tried(context: dict[str, Any]) -> None:
+    pytest.fail("no further strategy should have been tried")
+
+
 def handler_of(*strategies: Strategy, **settings: Any) -> FallbackHandler:
     """The strategies as "first", "second", ... in this order."""
     handler = FallbackHandler(**settings)
-    for name, strategy in zip(("first", "second", "third", "fourth"), strategies, strict=False):
+    for name, strategy in zip(("first", "second", "third"), strategies, strict=False):
         handler.add_strategy(name, strategy)
     return handler
 
 
-def must_not_be_asked(context: dict[str, Any]) -> None:
-    pytest.fail("there was an answer already")
-
-
-def test_the_first_answer_ends_the_search() -> None:
-    assert handler_of(gives("answer"), must_not_be_asked).execute() == "answer"
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations([10, 0, -5, 2.5])))
-def test_the_highest_priority_goes_first(order: tuple[float, ...]) -> None:
-    handler, asked = FallbackHandler(), list[float]()
-
-    def strategy(priority: float) -> Strategy:
-        return lambda context: asked.append(priority)
-
-    for priority in order:
-        handler.add_strategy(f"p{priority}", strategy(priority), priority)
-    with pytest.raises(AllStrategiesFailedError):
-        handler.execute()
-    assert asked == [10, 2.5, 0, -5]
-
-
-def test_of_equal_priorities_the_one_added_first_goes_first() -> None:
-    handler, asked = FallbackHandler(), list[str]()
-
-    def strategy(name: str) -> Strategy:
-        return lambda context: asked.append(name)
-
-    names = [str(number) for number in range(20)]
-    random.Random(24).shuffle(names)
-    for name in names:
-        handler.add_strategy(name, strategy(name), priority=3)
-    with pytest.raises(AllStrategiesFailedError):
-        handler.execute()
-    assert asked == names
-
-
-@pytest.mark.parametrize("answer", [0, 0.0, "", False, [], {}, b""], ids=repr)
-def test_whatever_is_not_none_is_an_answer(answer: object) -> None:
-    assert handler_of(gives(answer), must_not_be_asked).execute() is answer
-
-
-def test_none_means_no_answer_go_on() -> None:
-    assert handler_of(gives(None), gives("second")).execute() == "second"
-
-
-def test_an_error_means_go_on() -> None:
-    assert handler_of(raises(ConnectionError()), gives("second")).execute() == "second"
-
-
-def test_every_strategy_gets_the_context() -> None:
-    context, seen = {"prompt": "Hello!"}, list[object]()
-    with pytest.raises(AllStrategiesFailedError):
-        handler_of(seen.append, seen.append).execute(context)
-    assert [entry is context for entry in seen] == [True, True]
-
-
-def test_without_a_context_the_strategies_get_an_empty_one() -> None:
-    assert handler_of(lambda context: context).execute() == {}
-
-
-def test_an_empty_context_is_still_the_callers_own() -> None:
-    context: dict[str, Any] = {}
-    assert handler_of(lambda given: given).execute(context) is context
-
-
-def test_when_all_failed_every_cause_is_kept_by_name() -> None:
-    first, third = ConnectionError("down"), TimeoutError("slow")
-    with pytest.raises(AllStrategiesFailedError) as raised:
-        handler_of(raises(first), gives(None), raises(third)).execute()
-    assert raised.value.errors == {"first": first, "third": third}
-    assert raised.value.__cause__ is third
-    assert str(raised.value) == "All fallback strategies failed: first: down; third: slow"
-
-
-def test_the_causes_tracebacks_lead_to_where_they_were_raised() -> None:
-    with pytest.raises(AllStrategiesFailedError) as raised:
-        handler_of(raises(ConnectionError()), raises(TimeoutError())).execute()
-    for cause in raised.value.errors.values():
-        assert traceback.extract_tb(cause.__traceback__)[-1].name == "strategy"
-        assert cause.__context__ is None  # they have nothing to do with one another
-
-
-@pytest.mark.parametrize("strategies", [[], [gives(None)]], ids=["no strategies", "no answers"])
-def test_no_answer_and_no_error_is_a_failure_too(strategies: list[Strategy]) -> None:
-    with pytest.raises(AllStrategiesFailedError, match="none gave an answer") as raised:
-        handler_of(*strategies).execute()
-    assert raised.value.errors == {}
-
-
-@pytest.mark.parametrize("leaving", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_ctrl_c_passes_through(leaving: type[BaseException]) -> None:
-    error = leaving()
-    handler = handler_of(raises(error), must_not_be_asked, stop_on=lambda error: False)
-    with pytest.raises(leaving) as raised:
-        handler.execute()
-    assert raised.value is error
-
-
-@pytest.mark.parametrize(
-    "mistake",
-    [AuthenticationError(401, "Invalid API Key"), UnprocessableEntityError(422, "Field required")],
-    ids=str,
-)
-def test_a_mistake_of_the_callers_is_not_hidden_by_a_fallback(mistake: Exception) -> None:
-    with pytest.raises(type(mistake)) as raised:
-        handler_of(raises(mistake), must_not_be_asked).execute()
-    assert raised.value is mistake
-
-
-@pytest.mark.parametrize(
-    "trouble", [InternalServerError(503, "down"), ConnectionError(), ValueError()], ids=repr
-)
-def test_an_error_that_is_not_marked_as_the_callers_falls_on(trouble: Exception) -> None:
-    assert handler_of(raises(trouble), gives("second")).execute() == "second"
-
-
-def test_the_predicate_decides_what_ends_the_fall() -> None:
-    handler = handler_of(
-        raises(AuthenticationError(401, "Invalid API Key")),
-        raises(ValueError("stop here")),
-        must_not_be_asked,
-        stop_on=lambda error: isinstance(error, ValueError),
-    )
-    with pytest.raises(ValueError, match="stop here"):
-        handler.execute()
-
-
-def test_failures_are_warnings_and_the_answer_is_a_note(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="lib.fallback")
-    handler_of(raises(ConnectionError("down")), gives("second")).execute()
-    assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("WARNING", "Fallback strategy 'first' failed: down"),
-        ("INFO", "Fallback strategy 'second' succeeded"),
-    ]
-
-
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    handler_of(gives(1)).execute()
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_name_that_is_taken_is_refused() -> None:
-    handler = handler_of(gives("answer"))
-    with pytest.raises(ValueError, match="first"):
-        handler.add_strategy("first", must_not_be_asked, priority=100)
-    assert handler.execute() == "answer"
-
-
-def test_a_priority_that_is_not_a_number_is_refused() -> None:
-    handler = handler_of(gives("answer"))
-    with pytest.raises(ValueError, match="priority"):
-        handler.add_strategy("second", must_not_be_asked, priority=float("nan"))
-    assert handler.execute() == "answer"
-
-
-def test_a_strategy_may_add_another_for_the_next_time() -> None:
-    handler = FallbackHandler()
-
-    def learn(context: dict[str, Any]) -> None:
-        handler.add_strategy("learnt", gives("learnt"), priority=5)
-
-    handler.add_strategy("learn", learn, priority=1)
-    with pytest.raises(AllStrategiesFailedError):
-        handler.execute()
-    assert handler.execute() == "learnt"
-
-
-def test_threads_may_add_and_execute_at_once() -> None:
-    handler, numbers, asked = handler_of(gives("answer")), itertools.count(), list[str]()
-
-    def strategy(name: str) -> Strategy:
-        return lambda context: asked.append(name)
-
-    def add_and_execute() -> list[object]:
-        answers = []
-        for _ in range(5):
-            name = f"extra {next(numbers)}"
-            handler.add_strategy(name, strategy(name), priority=1)
-            answers.append(handler.execute())
-        return answers
-
-    assert run_in_threads(4, add_and_execute, interleaved=True) == [["answer"] * 5] * 4
-    asked.clear()
-    handler.execute()
-    assert sorted(asked) == sorted(f"extra {number}" for number in range(20))  # none was lost
-
-
-def test_one_handler_keeps_the_errors_of_each_call_apart() -> None:
-    handler = handler_of(lambda context: 1 // context["divisor"])
-    for _ in range(3):
-        with pytest.raises(AllStrategiesFailedError) as raised:
-            handler.execute({"divisor": 0})
-        assert len(raised.value.errors) == 1
-        assert len(traceback.extract_tb(raised.value.__traceback__)) == 2
-    assert handler.execute({"divisor": 1}) == 1
-
-
-class TestAsync:
-    """The same rules, awaited; strategies may be a mix of plain and async functions."""
-
-    @staticmethod
-    async def failing(context: dict[str, Any]) -> None:
-        raise ConnectionError("down")
-
-    @staticmethod
-    async def answering(context: dict[str, Any]) -> str:
-        await asyncio.sleep(0)
-        return f"{context['prompt']} answer"
-
-    @pytest.mark.parametrize("last", ["async", "plain"])
-    def test_plain_and_async_strategies_mix(self, last: str) -> None:
-        handler = FallbackHandler()
-        handler.add_strategy("async", self.failing, priority=3)
-        handler.add_strategy("none", lambda context: None, priority=2)
-        plain = lambda context: f"{context['prompt']} answer"  # noqa: E731
-        handler.add_strategy("last", self.answering if last == "async" else plain)
-        assert asyncio.run(handler.execute_async({"prompt": "my"})) == "my answer"
-
-    def test_all_failed(self) -> None:
-        handler = FallbackHandler()
-        handler.add_strategy("async", self.failing)
-        with pytest.raises(AllStrategiesFailedError) as failed:
-            asyncio.run(handler.execute_async())
-        assert isinstance(failed.value.errors["async"], ConnectionError)
-        assert failed.value.__cause__ is failed.value.errors["async"]
-
-    def test_a_client_error_ends_the_search(self) -> None:
-        async def wrong_key(context: dict[str, Any]) -> None:
-            raise AuthenticationError(401, "Unauthorized")
-
-        handler = FallbackHandler()
-        handler.add_strategy("api", wrong_key, priority=1)
-        handler.add_strategy("apology", self.answering)
-        with pytest.raises(AuthenticationError):
-            asyncio.run(handler.execute_async())
-
-    def test_a_cancelled_task_tries_no_further_strategy(self) -> None:
-        async def main() -> None:
-            tried: list[str] = []
-
-            async def hang(context: dict[str, Any]) -> None:
-                tried.append("hang")
-                await asyncio.sleep(60)
-
-            handler = FallbackHandler()
-            handler.add_strategy("hang", hang, priority=1)
-            handler.add_strategy("next", lambda context: tried.append("next"))
-            task = asyncio.create_task(handler.execute_async())
-            await asyncio.sleep(0.01)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert tried == ["hang"]
-            assert asyncio.all_tasks() == {asyncio.current_task()}
-
-        asyncio.run(main())
+class TestPriority:
+    def test_the_highest_priority_goes_first_and_of_equal_ones_the_one_added_first(
+        self, execute: Execute
+    ) -> None:
+        priorities = {"a": 0, "b": 10, "c": -5, "d": 10, "e": 2.5, "f": 0}
+        handler, tried = FallbackHandler(), list[str]()
+
+        def strategy(name: str) -> Strategy:
+            return lambda context: tried.append(name)
+
+        for name, priority in priorities.items():
+            handler.add_strategy(name, strategy(name), priority)
+        with pytest.raises(AllStrategiesFailedError):
+            execute(handler)
+        assert tried == ["b", "d", "e", "a", "f", "c"]
+
+
+class TestAnswer:
+    @pytest.mark.parametrize("answer", ["answer", 0, "", False, []], ids=repr)
+    def test_the_first_answer_that_is_not_none_ends_the_search(
+        self, execute: Execute, answer: object
+    ) -> None:
+        handler = handler_of(gives(None), gives(answer), must_not_be_tried)
+        assert execute(handler) is answer
+
+    def test_after_an_error_the_next_strategy_is_tried(self, execute: Execute) -> None:
+        assert execute(handler_of(raises(ConnectionError()), gives("second"))) == "second"
+
+    def test_plain_and_async_strategies_mix(self) -> None:
+        async def fail(context: dict[str, Any]) -> None:
+            raise ConnectionError
+
+        async def answer(context: dict[str, Any]) -> str:
+            await asyncio.sleep(0)
+            return "answer"
+
+        handler = handler_of(fail, gives(None), answer)
+        assert asyncio.run(handler.execute_async()) == "answer"
 
     def test_execute_rejects_an_async_strategy(self) -> None:
-        """Otherwise an un-awaited coroutine would be taken for an answer."""
-        handler = FallbackHandler()
-        handler.add_strategy("async", self.answering)
-        with pytest.raises(TypeError, match="use execute_async"):
-            handler.execute()
+        """Otherwise a coroutine that was never awaited would be taken for an answer."""
+
+        async def never_awaited(context: dict[str, Any]) -> str:
+            return "answer"
+
+        with pytest.raises(TypeError, match="'first' returned an awaitable: use execute_async"):
+            handler_of(never_awaited).execute()
 
 
-class TestClientError:
-    """One predicate says what is the caller's mistake, which a fallback would only hide."""
+class TestContext:
+    def test_every_strategy_gets_the_callers_own_context(self, execute: Execute) -> None:
+        context: dict[str, Any] = {}
+        seen: list[object] = []
+        with pytest.raises(AllStrategiesFailedError):
+            execute(handler_of(seen.append, seen.append), context)
+        assert [each is context for each in seen] == [True, True]
+
+    def test_without_one_the_strategies_get_an_empty_one(self, execute: Execute) -> None:
+        assert execute(handler_of(lambda context: context)) == {}
+
+
+class TestAllStrategiesFailedError:
+    def test_it_keeps_every_error_by_name_with_its_traceback(self, execute: Execute) -> None:
+        first, third = ConnectionError("down"), TimeoutError("slow")
+        with pytest.raises(AllStrategiesFailedError) as raised:
+            execute(handler_of(raises(first), gives(None), raises(third)))
+        assert raised.value.errors == {"first": first, "third": third}
+        assert raised.value.__cause__ is third
+        assert str(raised.value) == "All fallback strategies failed: first: down; third: slow"
+        for error in (first, third):
+            assert traceback.extract_tb(error.__traceback__)[-1].name == "strategy"
+            assert error.__context__ is None  # neither caused the other
+
+    @pytest.mark.parametrize("strategies", [[], [gives(None)]], ids=["no strategy", "no answer"])
+    def test_it_is_raised_without_any_error_too(
+        self, execute: Execute, strategies: list[Strategy]
+    ) -> None:
+        with pytest.raises(AllStrategiesFailedError, match="none gave an answer") as raised:
+            execute(handler_of(*strategies))
+        assert raised.value.errors == {}
+
+    def test_each_one_is_new(self, execute: Execute) -> None:
+        handler = handler_of(lambda context: 1 // context["divisor"])
+        for _ in range(2):
+            with pytest.raises(AllStrategiesFailedError) as raised:
+                execute(handler, {"divisor": 0})
+            assert list(raised.value.errors) == ["first"]
+        assert execute(handler, {"divisor": 1}) == 1
+
+
+class TestStopOn:
+    def test_a_client_error_is_raised_as_it_is(self, execute: Execute) -> None:
+        error = StatusError(401)
+        with pytest.raises(StatusError) as raised:
+            execute(handler_of(raises(error), must_not_be_tried))
+        assert raised.value is error
+
+    def test_it_decides_which_errors_end_the_search(self, execute: Execute) -> None:
+        handler = handler_of(
+            raises(StatusError(401)),
+            raises(ValueError("stop here")),
+            must_not_be_tried,
+            stop_on=lambda error: isinstance(error, ValueError),
+        )
+        with pytest.raises(ValueError, match="stop here"):
+            execute(handler)
 
     @pytest.mark.parametrize(
         ("error", "expected"),
         [
-            (AuthenticationError(401, ""), True),
-            (BadRequestError(400, ""), True),
+            *((StatusError(status), True) for status in (400, 401, 404, 422, 499)),
+            *((StatusError(status), False) for status in (399, 408, 409, 429, 500, 503)),
+            (StatusError("401"), False),  # not a status
+            (PermanentError(), True),
+            (ValueError(), False),
             (InvalidRequestError(""), True),
-            (RateLimitError(429, ""), False),
-            (InternalServerError(503, ""), False),
             (APIResponseValidationError(""), False),
-            (APIStreamBrokenError("", ""), False),
             (RateLimitTimeoutError(), False),
             (CircuitOpenError("api", 1), False),
-            (ValueError(), False),
         ],
         ids=repr,
     )
-    def test_client_error(self, error: Exception, expected: bool) -> None:
+    def test_is_client_error(self, error: Exception, expected: bool) -> None:
         assert is_client_error(error) is expected
+
+
+class TestInterruption:
+    @pytest.mark.parametrize("leaving", [KeyboardInterrupt, SystemExit])
+    def test_ctrl_c_passes_through(self, execute: Execute, leaving: type[BaseException]) -> None:
+        handler = handler_of(raises(leaving()), must_not_be_tried, stop_on=lambda error: False)
+        with pytest.raises(leaving):
+            execute(handler)
+
+    def test_a_cancelled_task_tries_no_further_strategy(self) -> None:
+        async def hang(context: dict[str, Any]) -> None:
+            await asyncio.sleep(60)
+
+        async def main() -> None:
+            handler = handler_of(hang, must_not_be_tried)
+            task = asyncio.create_task(handler.execute_async())
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+        asyncio.run(main())
+
+
+class TestLogging:
+    def test_failures_are_warnings_and_the_answer_is_logged_at_info(
+        self, execute: Execute, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, logger="lib.fallback")
+        execute(handler_of(raises(ConnectionError("down")), gives("second")))
+        assert [(record.levelname, record.message) for record in caplog.records] == [
+            ("WARNING", "Fallback strategy 'first' failed: down"),
+            ("INFO", "Fallback strategy 'second' succeeded"),
+        ]
+
+
+class TestAddStrategy:
+    @pytest.mark.parametrize(
+        ("name", "priority", "message"),
+        [
+            ("first", 100, "there is already a strategy named 'first'"),
+            ("second", math.nan, "priority must be a number, got nan"),
+            ("second", "1", "priority must be a number, got '1'"),
+        ],
+    )
+    def test_a_wrong_argument_adds_nothing(self, name: str, priority: Any, message: str) -> None:
+        handler = handler_of(gives("answer"))
+        with pytest.raises(ValueError, match=message):
+            handler.add_strategy(name, must_not_be_tried, priority)
+        assert handler.execute() == "answer"
+        assert repr(handler) == "FallbackHandler(strategies=['first'])"
+
+    def test_a_strategy_may_add_another_one_for_the_next_time(self, execute: Execute) -> None:
+        handler = FallbackHandler()
+
+        def learn(context: dict[str, Any]) -> None:
+            handler.add_strategy("learnt", gives("learnt"), priority=5)
+
+        handler.add_strategy("learn", learn)
+        with pytest.raises(AllStrategiesFailedError):
+            execute(handler)
+        assert execute(handler) == "learnt"
+
+    def test_threads_that_add_and_execute_lose_no_strategy(self) -> None:
+        handler, numbers = handler_of(gives("answer")), itertools.count()
+
+        def add_and_execute() -> list[object]:
+            answers = []
+            for _ in range(5):
+                handler.add_strategy(f"extra {next(numbers)}", gives(None), priority=1)
+                answers.append(handler.execute())
+            return answers
+
+        assert run_in_threads(4, add_and_execute, interleaved=True) == [["answer"] * 5] * 4
+        assert repr(handler).count("extra") == 20
