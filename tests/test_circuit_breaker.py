@@ -9,7 +9,7 @@ import math
 import pickle
 import threading
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -247,6 +247,23 @@ class TestProbe:
 
         for _ in range(15):
             assert results_of_four_threads() == ["rejected"] * 3 + ["result"]
+
+    def test_a_call_that_waits_for_the_lock_while_a_probe_fails_is_rejected(
+        self, clock: FakeClock
+    ) -> None:
+        breaker = open_breaker()
+        lock = breaker._lock
+
+        @contextlib.contextmanager
+        def lock_after_a_failed_probe() -> Iterator[None]:
+            breaker._lock = lock
+            fail_times(breaker, 1)
+            with lock:
+                yield
+
+        clock.now += 60
+        breaker._lock = lock_after_a_failed_probe()  # type: ignore[assignment]
+        rejection(breaker)
 
     def test_of_a_thousand_tasks_exactly_one_is_let_through_and_no_thread_is_started(self) -> None:
         breaker, before = open_breaker(recovery_timeout=0), threading.active_count()

@@ -200,6 +200,7 @@ class TestTimeout:
         assert isinstance(error, TimeoutError)
         assert not is_retryable(error)
         assert not is_service_failure(error)
+        assert error.status_code == 429
 
 
 class TestGivingUp:
