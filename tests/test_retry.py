@@ -60,23 +60,19 @@ class TestResult:
         assert call(Retrier(), operation) == "result"
         assert (operation.calls, clock.waits) == (1, [])
 
-    @pytest.mark.parametrize("result", [None, False, TransientError()], ids=repr)
-    def test_any_return_value_is_a_success(self, call: Call, result: object) -> None:
-        assert call(Retrier(), lambda: result) is result
+    def test_any_return_value_is_a_success(self, call: Call) -> None:
+        results = [None, False, TransientError()]
+        remaining = iter(results)
+        assert [call(Retrier(), lambda: next(remaining)) for _ in results] == results
 
-    def test_the_original_error_of_the_last_attempt_is_raised(
-        self, call: Call, clock: FakeClock
-    ) -> None:
+    def test_the_error_of_the_last_attempt_is_raised(self, call: Call, clock: FakeClock) -> None:
         errors = [TransientError(), TransientError(), TransientError()]
         with pytest.raises(TransientError) as raised:
             call(Retrier(max_attempts=3), Failing(*errors))
         assert raised.value is errors[2]
-        assert raised.value.__cause__ is None
-        assert raised.value.__context__ is None
+        assert (raised.value.__cause__, raised.value.__context__) == (None, None)
 
-    def test_the_traceback_does_not_grow_with_the_attempts(
-        self, call: Call, clock: FakeClock
-    ) -> None:
+    def test_its_traceback_does_not_grow(self, call: Call, clock: FakeClock) -> None:
         def frames(max_attempts: int) -> list[str]:
             with pytest.raises(TransientError) as raised:
                 call(Retrier(max_attempts, budget=unlimited()), always_fails)
@@ -91,14 +87,11 @@ class TestBackoff:
         assert call(retrier, Failing(*[TransientError() for _ in range(7)])) == "result"
         assert clock.waits == [1, 2, 4, 8, 16, 30, 30]
 
-    @pytest.mark.parametrize("max_attempts", [1, 4])
-    def test_there_is_no_wait_after_the_last_attempt(
-        self, call: Call, max_attempts: int, clock: FakeClock
-    ) -> None:
+    def test_no_wait_after_the_last_attempt(self, call: Call, clock: FakeClock) -> None:
         operation = Failing(*[TransientError() for _ in range(10)])
         with pytest.raises(TransientError):
-            call(Retrier(max_attempts), operation)
-        assert (operation.calls, len(clock.waits)) == (max_attempts, max_attempts - 1)
+            call(Retrier(max_attempts=4), operation)
+        assert (operation.calls, len(clock.waits)) == (4, 3)
 
     def test_two_thousand_attempts_do_not_overflow(self, clock: FakeClock) -> None:
         with pytest.raises(TransientError):
@@ -130,43 +123,33 @@ class TestJitter:
 
 
 class TestRetryAfter:
-    @pytest.mark.parametrize("seconds", [0, 60.0])
-    def test_it_takes_precedence_over_the_backoff(
-        self, call: Call, seconds: float, clock: FakeClock
-    ) -> None:
+    def test_it_takes_precedence_over_the_backoff(self, call: Call, clock: FakeClock) -> None:
         retrier = Retrier(max_retry_after=60, max_delay=30)
-        call(retrier, Failing(TransientError(seconds), TransientError(seconds)))
-        assert clock.waits == [seconds, seconds]
+        call(retrier, Failing(TransientError(0), TransientError(60.0)))
+        assert clock.waits == [0, 60]
 
-    @pytest.mark.parametrize("seconds", [60.001, 10**400])
-    def test_one_longer_than_max_retry_after_raises_the_error_at_once(
-        self, call: Call, seconds: float, clock: FakeClock
-    ) -> None:
-        operation = Failing(TransientError(seconds))
+    def test_one_that_is_too_long_is_not_waited_for(self, call: Call, clock: FakeClock) -> None:
+        operation = Failing(TransientError(60.001))
         with pytest.raises(TransientError):
             call(Retrier(max_retry_after=60), operation)
         assert (operation.calls, clock.waits) == (1, [])
 
-    @pytest.mark.parametrize("value", [None, -1, math.inf, math.nan, "5", True], ids=repr)
-    def test_anything_but_a_number_of_seconds_counts_as_absent(
-        self, value: object, clock: FakeClock
-    ) -> None:
-        Retrier(base_delay=3, jitter=False).call(Failing(TransientError(value)))
-        assert clock.waits == [3]
+    def test_anything_but_a_number_of_seconds_is_ignored(self, clock: FakeClock) -> None:
+        errors = [TransientError(value) for value in (None, -1, math.inf, math.nan, "5", True)]
+        Retrier(max_attempts=7, base_delay=3, max_delay=3, jitter=False).call(Failing(*errors))
+        assert clock.waits == [3] * 6
 
 
 class TestTotalTimeout:
     @pytest.mark.parametrize(("total_timeout", "waits"), [(6.9, [1, 2]), (7, [1, 2, 4])])
-    def test_a_wait_that_would_end_after_it_is_not_begun(
+    def test_no_wait_ends_after_it(
         self, call: Call, total_timeout: float, waits: list[int], clock: FakeClock
     ) -> None:
         with pytest.raises(TransientError):
             call(Retrier(10, jitter=False, total_timeout=total_timeout), always_fails)
         assert clock.waits == waits
 
-    def test_it_counts_from_the_start_of_the_call_and_includes_the_attempts(
-        self, call: Call, clock: FakeClock
-    ) -> None:
+    def test_it_counts_from_the_start_of_the_call(self, call: Call, clock: FakeClock) -> None:
         retrier = Retrier(max_attempts=10, jitter=False, total_timeout=7)
         clock.now += 1000
 
@@ -178,7 +161,7 @@ class TestTotalTimeout:
             call(retrier, slow)
         assert clock.waits == [1]
 
-    def test_a_retry_after_beyond_it_raises_the_error_at_once(self, clock: FakeClock) -> None:
+    def test_a_retry_after_beyond_it_is_not_waited_for(self, clock: FakeClock) -> None:
         with pytest.raises(TransientError):
             Retrier(total_timeout=4).call(Failing(TransientError(5)))
         assert clock.waits == []
@@ -186,9 +169,7 @@ class TestTotalTimeout:
 
 class TestRetryIf:
     @pytest.mark.parametrize("error", [ValueError(), PermanentError()], ids=repr)
-    def test_by_default_only_errors_marked_retryable_are_retried(
-        self, call: Call, error: Exception
-    ) -> None:
+    def test_an_error_not_marked_retryable_is_raised(self, call: Call, error: Exception) -> None:
         operation = Failing(error)
         with pytest.raises(type(error)) as raised:
             call(Retrier(), operation)
@@ -203,9 +184,7 @@ class TestRetryIf:
 
 
 class TestRetryBudget:
-    def test_each_retry_costs_a_token_and_an_empty_budget_ends_the_retries(
-        self, call: Call, clock: FakeClock
-    ) -> None:
+    def test_each_retry_costs_a_token(self, call: Call, clock: FakeClock) -> None:
         budget = RetryBudget(3, tokens_per_success=0, tokens_per_second=0)
         operation = Failing(*[TransientError() for _ in range(10)])
         with pytest.raises(TransientError):
@@ -238,10 +217,10 @@ class TestRetryBudget:
         assert Retrier(budget=shared).budget is shared
         assert Retrier().budget is not Retrier().budget
 
-    def test_by_default_a_service_that_is_down_gets_one_retry_every_two_seconds(
+    def test_a_service_that_is_down_gets_one_retry_every_two_seconds(
         self, clock: FakeClock
     ) -> None:
-        """And ten more at first, from the full budget."""
+        """With the default budget, and ten more at first."""
         retrier, operation = Retrier(base_delay=0), Failing(*[TransientError()] * 1000)
         for _ in range(400):
             clock.now += 0.25
@@ -249,9 +228,7 @@ class TestRetryBudget:
                 retrier.call(operation)
         assert 10 + 49 <= operation.calls - 400 <= 10 + 50
 
-    def test_by_default_a_program_that_calls_once_per_second_gets_0_6_retries_per_second(
-        self, clock: FakeClock
-    ) -> None:
+    def test_one_call_per_second_gets_up_to_0_6_retries_per_second(self, clock: FakeClock) -> None:
         def call_for_ten_minutes(share_of_calls_to_retry: float) -> None:
             retrier = Retrier(base_delay=0)
             for number in range(600):
@@ -287,9 +264,7 @@ def retrier_with_hooks(events: list[tuple[Any, ...]], **settings: Any) -> Retrie
 
 
 class TestHooks:
-    def test_attempts_waits_and_the_recovery_are_reported(
-        self, call: Call, clock: FakeClock
-    ) -> None:
+    def test_attempts_waits_and_recoveries_are_reported(self, call: Call, clock: FakeClock) -> None:
         events: list[tuple[Any, ...]] = []
         errors = [TransientError(), TransientError(7)]
         call(retrier_with_hooks(events), Failing(*errors))
@@ -317,7 +292,7 @@ class TestHooks:
             ("retry budget exhausted", TransientError(), {"budget": RetryBudget(0)}),
         ],
     )
-    def test_giving_up_is_reported_once_with_its_reason(
+    def test_giving_up_is_reported_once(
         self, reason: str, error: Exception, settings: Any, clock: FakeClock
     ) -> None:
         events: list[tuple[Any, ...]] = []
@@ -325,18 +300,13 @@ class TestHooks:
             retrier_with_hooks(events, **settings).call(Failing(error))
         assert events == [("on_attempt", 1), ("on_give_up", 1, error, reason)]
 
-    def test_a_wait_is_announced_before_it_begins(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        events: list[str] = []
-        monkeypatch.setattr(time, "sleep", lambda seconds: events.append("sleep"))
-        Retrier(on_wait=lambda *_: events.append("on_wait")).call(Failing(TransientError()))
-        assert events == ["on_wait", "sleep"]
-
     def test_what_a_hook_raises_reaches_the_caller(self, call: Call, clock: FakeClock) -> None:
         def on_wait(attempt: int, error: Exception, delay: float) -> None:
             raise LookupError
 
         with pytest.raises(LookupError):
             call(Retrier(on_wait=on_wait), always_fails)
+        assert clock.waits == []  # a wait is reported before it begins
 
     def test_each_wait_is_logged_at_info(
         self, call: Call, clock: FakeClock, caplog: pytest.LogCaptureFixture
@@ -383,10 +353,8 @@ class TestDecorator:
 
 
 class TestInterruption:
-    @pytest.mark.parametrize("leaving", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
-    def test_ctrl_c_passes_through_at_once(
-        self, leaving: type[BaseException], clock: FakeClock
-    ) -> None:
+    @pytest.mark.parametrize("leaving", [KeyboardInterrupt, asyncio.CancelledError])
+    def test_ctrl_c_passes_through(self, leaving: type[BaseException], clock: FakeClock) -> None:
         error = type("Leaving", (leaving,), {"retryable": True})()
         events: list[tuple[Any, ...]] = []
         with pytest.raises(leaving) as raised:
@@ -413,11 +381,12 @@ class TestInterruption:
         asyncio.run(main())
 
     def test_ctrl_c_at_any_point_leaves_no_lock_held(self) -> None:
-        retrier = Retrier(base_delay=0, budget=RetryBudget(1000))
-        points = 0
-        for points in interrupt_everywhere(  # noqa: B007
-            lambda: retrier.call(Failing(TransientError()))
-        ):
+        retrier, points = Retrier(base_delay=0, budget=RetryBudget(1000)), 0
+
+        def retry() -> None:
+            retrier.call(Failing(TransientError()))
+
+        for points in interrupt_everywhere(retry):  # noqa: B007
             assert not retrier.budget._lock.locked()
         assert points > 20
 
@@ -451,13 +420,13 @@ class TestSharing:
 
             return await retrier.call_async(operation)
 
-        async def main() -> list[str]:
-            results = list(await asyncio.gather(*[ask() for _ in range(1000)]))
+        async def main() -> None:
+            results = await asyncio.gather(*[ask() for _ in range(1000)])
+            assert results == ["result"] * 1000
             assert threading.active_count() == before
-            return results
 
         started_at = time.monotonic()
-        assert asyncio.run(main()) == ["result"] * 1000
+        asyncio.run(main())
         assert time.monotonic() - started_at < 50  # one after another: 100 s
 
 
@@ -479,10 +448,10 @@ class TestArguments:
         with pytest.raises(ValueError, match=f"{name} must be {expected}, got {value!r}"):
             Retrier(**{name: value})
 
-    @pytest.mark.parametrize("name", ["max_tokens", "tokens_per_success", "tokens_per_second"])
-    def test_a_wrong_argument_of_a_budget(self, name: str) -> None:
-        with pytest.raises(ValueError, match=f"{name} must be a number >= 0, got -1"):
-            RetryBudget(**{name: -1})
+    def test_a_wrong_argument_of_a_budget(self) -> None:
+        for name in ("max_tokens", "tokens_per_success", "tokens_per_second"):
+            with pytest.raises(ValueError, match=f"{name} must be a number >= 0, got -1"):
+                RetryBudget(**{name: -1})
 
     def test_zero_seconds_are_allowed(self, clock: FakeClock) -> None:
         retrier = Retrier(base_delay=0, max_delay=0, max_retry_after=0, total_timeout=0)
