@@ -65,17 +65,13 @@ class TestLedger:
         assert limiter.available == 100
         assert reserve(limiter, 100, 0).waited == 0
 
-    @pytest.mark.parametrize(("used", "available"), [(0, 100), (70, 30), (120, -20)])
-    def test_settling_corrects_the_estimate_either_way(
-        self, reserve: Reserve, used: int, available: int, clock: FakeClock
-    ) -> None:
+    @pytest.mark.parametrize("used", [0, 70, 120])
+    def test_settling_corrects_the_estimate(self, reserve: Reserve, used: int) -> None:
         limiter = TokenLimiter(100)
         reserve(limiter, 70).settle(used)
-        assert limiter.available == available
+        assert limiter.available == 100 - used
 
-    def test_settled_tokens_count_for_60_seconds_from_the_settlement(
-        self, clock: FakeClock
-    ) -> None:
+    def test_settled_tokens_count_from_the_settlement_on(self, clock: FakeClock) -> None:
         """When in between the server booked them, nobody here knows."""
         limiter = TokenLimiter(100)
         reservation = limiter.reserve(70)
@@ -86,9 +82,7 @@ class TestLedger:
         clock.now += 0.1
         assert limiter.available == 100
 
-    def test_a_settlement_after_the_estimate_expired_counts_what_was_used(
-        self, clock: FakeClock
-    ) -> None:
+    def test_a_late_settlement_counts_what_was_used(self, clock: FakeClock) -> None:
         limiter = TokenLimiter(100)
         reservation = limiter.reserve(70)
         clock.now += 100
@@ -137,17 +131,6 @@ class TestFirstComeFirstServed:
             first.settle(0)
         assert order == [80, 10, 5]
 
-    def test_a_settlement_makes_room_for_a_waiting_thread(self) -> None:
-        limiter = TokenLimiter(100)
-        first = limiter.reserve(90)
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(limiter.reserve, 50)
-            while not limiter._line:
-                time.sleep(0.001)
-            first.settle(20)
-            assert waiting.result(timeout=10).tokens == 50
-        assert limiter.available == 30
-
     def test_a_settlement_makes_room_for_a_waiting_task(self) -> None:
         limiter = TokenLimiter(100)
 
@@ -162,9 +145,7 @@ class TestFirstComeFirstServed:
         asyncio.run(main())
         assert limiter.available == 30
 
-    def test_more_than_the_whole_limit_waits_until_the_ledger_is_empty(
-        self, clock: FakeClock
-    ) -> None:
+    def test_more_than_the_limit_waits_until_the_ledger_is_empty(self, clock: FakeClock) -> None:
         limiter = TokenLimiter(100)
         limiter.reserve(1)
         assert rejects(limiter, 500)
@@ -222,9 +203,7 @@ class TestGivingUp:
         asyncio.run(main())
         assert limiter.available == 0
 
-    def test_ctrl_c_at_any_point_leaves_no_lock_held_and_nobody_in_line(
-        self, clock: FakeClock
-    ) -> None:
+    def test_ctrl_c_leaves_no_lock_held_and_nobody_in_line(self, clock: FakeClock) -> None:
         limiter, points = TokenLimiter(100), 0
 
         def reserve_settle_and_give_up() -> None:
@@ -305,12 +284,9 @@ class TestSharing:
     def test_tokens_that_expire(self, clock: FakeClock) -> None:
         limiter = TokenLimiter(100)
         for _ in range(20):
-            clock.now += 61
-            for _ in range(3):
-                limiter.reserve(10)
-            clock.now += 30
-            limiter.reserve(20)
-            clock.now += 30
+            for tokens, seconds in ((10, 0), (10, 0), (10, 30), (20, 30)):
+                limiter.reserve(tokens)
+                clock.now += seconds
             assert run_in_threads(4, lambda: limiter.available, interleaved=True) == [80] * 4
 
     def test_observations(self, clock: FakeClock) -> None:
@@ -337,18 +313,10 @@ class TestSharing:
 
 
 class TestEstimate:
-    @pytest.mark.parametrize(
-        ("content", "max_tokens", "estimate"),
-        [
-            ("Hello!", 10, 6 // 4 + 1 + 4 + 10),
-            ("Hello! " * 100, 10, 700 // 4 + 1 + 4 + 10),
-            (None, None, 1 + 4 + 500),  # a message that holds tool calls only
-        ],
-    )
-    def test_it_counts_the_prompt_and_the_completion_that_is_allowed(
-        self, content: str | None, max_tokens: int | None, estimate: int
-    ) -> None:
-        assert estimate_tokens([{"role": "user", "content": content}], max_tokens) == estimate
+    def test_it_counts_the_prompt_and_the_completion_that_is_allowed(self) -> None:
+        messages = [{"content": "Hello!"}, {"content": None, "tool_calls": []}]
+        assert estimate_tokens(messages, 10) == 6 // 4 + 1 + 2 * 4 + 10
+        assert estimate_tokens(messages) == 6 // 4 + 1 + 2 * 4 + 500
 
 
 class TestAgainstAServer:
