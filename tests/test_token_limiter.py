@@ -46,7 +46,7 @@ def run_together(*jobs: Callable[[], object]) -> None:
 
 
 def rejects(limiter: TokenLimiter, tokens: int) -> bool:
-    """Whether there is no room for the tokens now."""
+    """Return True if there is no room for the tokens now; else they are booked."""
     try:
         limiter.reserve(tokens, timeout=0)
     except TokenLimitTimeoutError:
@@ -72,7 +72,7 @@ class TestLedger:
         assert limiter.available == 100 - used
 
     def test_settled_tokens_count_from_the_settlement_on(self, clock: FakeClock) -> None:
-        """When in between the server booked them, nobody here knows."""
+        """The server may have booked them at any moment in between."""
         limiter = TokenLimiter(100)
         reservation = limiter.reserve(70)
         clock.now += 20
@@ -314,7 +314,7 @@ class TestSharing:
 
 class TestEstimate:
     def test_it_counts_the_prompt_and_the_completion_that_is_allowed(self) -> None:
-        messages = [{"content": "Hello!"}, {"content": None, "tool_calls": []}]
+        messages: list[dict[str, Any]] = [{"content": "Hello!"}, {"content": None}]
         assert estimate_tokens(messages, 10) == 6 // 4 + 1 + 2 * 4 + 10
         assert estimate_tokens(messages) == 6 // 4 + 1 + 2 * 4 + 500
 
