@@ -72,9 +72,10 @@ class TestPriority:
 
         for name, priority in priorities.items():
             handler.add_strategy(name, strategy(name), priority)
+        handler.add_strategy("default", strategy("default"))
         with pytest.raises(AllStrategiesFailedError):
             execute(handler)
-        assert tried == ["b", "d", "e", "a", "f", "c"]
+        assert tried == ["b", "d", "e", "a", "f", "default", "c"]
 
 
 class TestAnswer:
