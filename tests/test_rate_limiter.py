@@ -431,10 +431,10 @@ class TestArguments:
             RateLimiter(value)
 
     @pytest.mark.parametrize("value", [-0.001, math.nan, "1", True])
-    def test_a_wrong_timeout_or_pause(self, acquire: Acquire, value: Any, clock: FakeClock) -> None:
+    def test_a_wrong_timeout_or_pause(self, value: Any) -> None:
         limiter = RateLimiter(60)
         with pytest.raises(ValueError, match="timeout must be a number of seconds >= 0, got "):
-            acquire(limiter, value)
+            limiter.acquire(value)
         with pytest.raises(ValueError, match="seconds must be a number of seconds >= 0, got "):
             limiter.pause(value)
         assert limiter.reserve() == 0

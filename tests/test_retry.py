@@ -143,10 +143,10 @@ class TestRetryAfter:
 class TestTotalTimeout:
     @pytest.mark.parametrize(("total_timeout", "waits"), [(6.9, [1, 2]), (7, [1, 2, 4])])
     def test_no_wait_ends_after_it(
-        self, call: Call, total_timeout: float, waits: list[int], clock: FakeClock
+        self, total_timeout: float, waits: list[int], clock: FakeClock
     ) -> None:
         with pytest.raises(TransientError):
-            call(Retrier(10, jitter=False, total_timeout=total_timeout), always_fails)
+            Retrier(10, jitter=False, total_timeout=total_timeout).call(always_fails)
         assert clock.waits == waits
 
     def test_it_counts_from_the_start_of_the_call(self, call: Call, clock: FakeClock) -> None:
@@ -184,11 +184,11 @@ class TestRetryIf:
 
 
 class TestRetryBudget:
-    def test_each_retry_costs_a_token(self, call: Call, clock: FakeClock) -> None:
+    def test_each_retry_costs_a_token(self, clock: FakeClock) -> None:
         budget = RetryBudget(3, tokens_per_success=0, tokens_per_second=0)
         operation = Failing(*[TransientError() for _ in range(10)])
         with pytest.raises(TransientError):
-            call(Retrier(max_attempts=10, budget=budget), operation)
+            Retrier(max_attempts=10, budget=budget).call(operation)
         assert operation.calls == 1 + 3
 
     def test_successes_and_time_earn_tokens_up_to_the_maximum(self, clock: FakeClock) -> None:
@@ -300,19 +300,19 @@ class TestHooks:
             retrier_with_hooks(events, **settings).call(Failing(error))
         assert events == [("on_attempt", 1), ("on_give_up", 1, error, reason)]
 
-    def test_what_a_hook_raises_reaches_the_caller(self, call: Call, clock: FakeClock) -> None:
+    def test_what_a_hook_raises_reaches_the_caller(self, clock: FakeClock) -> None:
         def on_wait(attempt: int, error: Exception, delay: float) -> None:
             raise LookupError
 
         with pytest.raises(LookupError):
-            call(Retrier(on_wait=on_wait), always_fails)
+            Retrier(on_wait=on_wait).call(always_fails)
         assert clock.waits == []  # a wait is reported before it begins
 
     def test_each_wait_is_logged_at_info(
-        self, call: Call, clock: FakeClock, caplog: pytest.LogCaptureFixture
+        self, clock: FakeClock, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.INFO, logger="lib.retry"):
-            call(Retrier(jitter=False), Failing(TransientError(), TransientError()))
+            Retrier(jitter=False).call(Failing(TransientError(), TransientError()))
         assert caplog.messages == [
             "Attempt 1 of 3 failed (TransientError: busy), waiting 1.00 s",
             "Attempt 2 of 3 failed (TransientError: busy), waiting 2.00 s",

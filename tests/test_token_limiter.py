@@ -348,17 +348,17 @@ class TestArguments:
             TokenLimiter(value)
 
     @pytest.mark.parametrize("value", [-1, 1.5, True])
-    def test_a_wrong_number_of_tokens_books_nothing(self, reserve: Reserve, value: Any) -> None:
+    def test_a_wrong_number_of_tokens_books_nothing(self, value: Any) -> None:
         limiter = TokenLimiter(100)
         with pytest.raises(ValueError, match="estimate must be an integer >= 0, got "):
-            reserve(limiter, value)
+            limiter.reserve(value)
         with pytest.raises(ValueError, match="used must be an integer >= 0, got "):
             limiter.reserve(10).settle(value)
         assert limiter.available == 90
 
     @pytest.mark.parametrize("value", [-1, math.nan, "1"])
-    def test_a_wrong_timeout_or_pause(self, reserve: Reserve, value: Any) -> None:
+    def test_a_wrong_timeout_or_pause(self, value: Any) -> None:
         with pytest.raises(ValueError, match="timeout must be a number of seconds >= 0, got "):
-            reserve(TokenLimiter(100), 1, value)
+            TokenLimiter(100).reserve(1, value)
         with pytest.raises(ValueError, match="seconds must be a number of seconds >= 0, got "):
             TokenLimiter(100).pause(value)
