@@ -237,7 +237,7 @@ class CircuitBreaker:
                 state.probe = call
         if first_probe:
             self._report("open", "half-open")
-        call.state = state  # last: an error that the hook raises is not one of the service
+        call.state = state  # after the hook: an error that it raises is not a service failure
 
     def _after_success(self, call: _Call) -> None:
         if isinstance(call.state, _Closed) and not call.state.failures:
