@@ -217,7 +217,7 @@ class TestGivingUp:
             assert limiter.available == 100
         assert points > 40
 
-    def test_a_task_whose_event_loop_is_closed_holds_nobody_up(self) -> None:
+    def test_a_task_whose_event_loop_is_closed_blocks_nobody(self) -> None:
         limiter, loop = TokenLimiter(100), asyncio.new_event_loop()
         first = limiter.reserve(100)
         task = loop.create_task(limiter.reserve_async(10))
