@@ -45,6 +45,17 @@ def run_together(*jobs: Callable[[], object]) -> None:
     run_in_threads(len(jobs), lambda: next(waiting)(), interleaved=True)
 
 
+def join_line(
+    pool: ThreadPoolExecutor, limiter: TokenLimiter, tokens: int
+) -> Future[TokenReservation]:
+    """Let a thread call ``reserve``, and return when it is in line."""
+    length = len(limiter._line)
+    future = pool.submit(limiter.reserve, tokens)
+    while len(limiter._line) == length and not future.done():
+        time.sleep(0.001)
+    return future
+
+
 def rejects(limiter: TokenLimiter, tokens: int) -> bool:
     """Return True if there is no room for the tokens now; else they are booked."""
     try:
@@ -116,20 +127,14 @@ class TestLedger:
 
 class TestFirstComeFirstServed:
     def test_a_large_request_is_not_overtaken_by_small_ones(self) -> None:
-        limiter, order = TokenLimiter(100), list[int]()
+        limiter = TokenLimiter(100)
         first = limiter.reserve(60)
-
-        def start(tokens: int) -> None:
-            limiter.reserve(tokens)
-            order.append(tokens)
-
         with ThreadPoolExecutor(3) as pool:
-            for number, tokens in enumerate((80, 10, 5)):
-                pool.submit(start, tokens)
-                while len(limiter._line) <= number:
-                    time.sleep(0.001)
+            for tokens in (80, 10, 5):
+                join_line(pool, limiter, tokens)
+            assert repr(limiter) == "TokenLimiter(100, available=40, waiting=3)"
             first.settle(0)
-        assert order == [80, 10, 5]
+        assert repr(limiter) == "TokenLimiter(100, available=5, waiting=0)"
 
     def test_a_settlement_makes_room_for_a_waiting_task(self) -> None:
         limiter = TokenLimiter(100)
@@ -223,9 +228,7 @@ class TestGivingUp:
         task = loop.create_task(limiter.reserve_async(10))
         loop.run_until_complete(asyncio.sleep(0))
         with ThreadPoolExecutor(1) as pool:
-            second: Future[TokenReservation] = pool.submit(limiter.reserve, 10)
-            while len(limiter._line) < 2:
-                time.sleep(0.001)
+            second = join_line(pool, limiter, 10)
             loop.close()
             first.settle(0)
             assert second.result(timeout=10).tokens == 10
