@@ -277,10 +277,15 @@ class TestHooks:
             ("on_recovery", 3),
         ]
 
-    def test_a_success_at_the_first_attempt_is_not_a_recovery(self, call: Call) -> None:
-        events: list[tuple[Any, ...]] = []
-        call(retrier_with_hooks(events), Failing())
-        assert events == [("on_attempt", 1)]
+    def test_only_a_success_after_a_failure_is_a_recovery(
+        self, call: Call, clock: FakeClock
+    ) -> None:
+        recoveries: list[int] = []
+        retrier = Retrier(on_recovery=recoveries.append)
+        call(retrier, Failing())
+        assert recoveries == []
+        call(retrier, Failing(TransientError()))
+        assert recoveries == [2]
 
     @pytest.mark.parametrize(
         ("reason", "error", "settings"),
