@@ -256,6 +256,8 @@ class TestObserve:
         for tokens_per_minute in (50, 1000, 0, None):
             limiter.observe(Limits(tokens_per_minute=tokens_per_minute))
             assert limiter.max_tokens_per_minute == 50
+        limiter.observe(Limits(tokens_per_minute=1))
+        assert limiter.max_tokens_per_minute == 1
 
     def test_fewer_remaining_tokens_are_booked_for_a_minute(self, clock: FakeClock) -> None:
         limiter = TokenLimiter(100)
