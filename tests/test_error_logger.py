@@ -388,7 +388,7 @@ class TestAlert:
         def alert(rate: float) -> None:
             logger.log_request(f"alert after {logger.metrics()['failed']} failure", True)
 
-        logger = ErrorLogger(path, alert=alert, alert_window=1)
+        logger = ErrorLogger(path, alert=alert, alert_threshold=0, alert_window=1)
         log_outcomes(logger, "f")
         assert types_in(path) == ["chat", "alert after 1 failure"]
 

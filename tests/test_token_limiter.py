@@ -351,6 +351,7 @@ class TestArguments:
     def test_a_wrong_limit(self, value: Any) -> None:
         with pytest.raises(ValueError, match="max_tokens_per_minute must be an integer >= 1, got "):
             TokenLimiter(value)
+        assert TokenLimiter(1).available == 1
 
     @pytest.mark.parametrize("value", [-1, 1.5, True])
     def test_a_wrong_number_of_tokens_books_nothing(self, value: Any) -> None:
