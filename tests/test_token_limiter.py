@@ -319,9 +319,9 @@ class TestSharing:
 
 class TestEstimate:
     def test_it_counts_the_prompt_and_the_completion_that_is_allowed(self) -> None:
-        messages: list[dict[str, Any]] = [{"content": "Hello!"}, {"content": None}]
-        assert estimate_tokens(messages, 10) == 6 // 4 + 1 + 2 * 4 + 10
-        assert estimate_tokens(messages) == 6 // 4 + 1 + 2 * 4 + 500
+        messages: list[dict[str, Any]] = [{"content": "Hello! " * 9}, {"content": None}]
+        assert estimate_tokens(messages, 10) == 63 // 4 + 1 + 2 * 4 + 10
+        assert estimate_tokens(messages) == 63 // 4 + 1 + 2 * 4 + 500
 
 
 class TestAgainstAServer:
