@@ -416,6 +416,16 @@ class TestPause:
         limiter.pause(2.5)
         assert limiter.reserve() == pytest.approx(3, rel=0.001)
 
+    def test_a_slot_reserved_behind_others_does_not_end_it(self, gate: threading.Event) -> None:
+        limiter = RateLimiter(60)
+        limiter.pause(1)
+        with ThreadPoolExecutor(1) as pool:
+            wait = join_line(pool, limiter)
+            assert limiter.reserve() == pytest.approx(2, rel=0.001)
+            limiter.pause(30)
+            gate.set()
+        assert wait.result() >= 30
+
     def test_of_two_at_the_same_time_the_longer_one_holds(self, clock: FakeClock) -> None:
         limiter = RateLimiter(60)
         for _ in range(40):
