@@ -186,6 +186,21 @@ class TestManyWriters:
         log_outcomes(ErrorLogger(path), "sfs")
         assert path.read_bytes().splitlines(keepends=True) == written
 
+    def test_threads_write_one_at_a_time(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So each thread knows whether the last line was truncated, and drops are counted."""
+        events, write = list[str](), os.write
+
+        def slow_write(file: int, line: bytes) -> int:
+            events.append("start")
+            time.sleep(0.002)
+            events.append("end")
+            return write(file, line)
+
+        monkeypatch.setattr(os, "write", slow_write)
+        logger = ErrorLogger(path)
+        run_in_threads(4, lambda: log_outcomes(logger, "sf"))
+        assert events == ["start", "end"] * 8
+
     @pytest.mark.skipif(sys.platform == "win32", reason="only POSIX keeps appends whole")
     def test_loggers_that_share_a_file_lose_no_line(self, path: Path) -> None:
         def write() -> None:
@@ -220,8 +235,8 @@ class TestDroppedRecords:
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         logger = ErrorLogger(tmp_path)  # a folder
-        run_in_threads(8, lambda: log_outcomes(logger, "s" * 20), interleaved=True)
-        assert logger.dropped_records == 160
+        run_in_threads(4, lambda: log_outcomes(logger, "s" * 15), interleaved=True)
+        assert logger.dropped_records == 60
         assert capfd.readouterr().err.count("\n") == 1
 
     def test_a_truncated_line_does_not_corrupt_the_next_one(

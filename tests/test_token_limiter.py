@@ -296,11 +296,16 @@ class TestSharing:
             clock.now += 9
             assert rejects(limiter, 1)
 
-    def test_callers_that_give_up(self, clock: FakeClock) -> None:
+    def test_a_caller_that_gives_up_leaves_the_line_under_the_lock(self) -> None:
+        class Line(deque[Any]):
+            def remove(self, waiter: object) -> None:
+                assert limiter._lock.locked()
+                super().remove(waiter)
+
         limiter = TokenLimiter(100)
         limiter.reserve(100)
-        for _ in range(20):
-            assert all(run_in_threads(4, lambda: rejects(limiter, 1), interleaved=True))
+        limiter._line = Line()
+        assert rejects(limiter, 1)
         assert repr(limiter) == "TokenLimiter(100, available=0, waiting=0)"
 
 
