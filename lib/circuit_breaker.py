@@ -229,13 +229,14 @@ class CircuitBreaker:
             return
         with self._lock:
             state = self._state  # another thread may have changed it in the meantime
-            first_probe = isinstance(state, _Open) and state.probe is None
+            is_first_probe = False
             if isinstance(state, _Open):
                 seconds_left = self._seconds_left(state)
                 if seconds_left > 0 or (state.probe and not state.probe.ended):
                     raise CircuitOpenError(self.name, seconds_left, state.last_failure)
+                is_first_probe = state.probe is None
                 state.probe = call
-        if first_probe:
+        if is_first_probe:
             self._report("open", "half-open")
         call.state = state  # after the hook: an error that it raises is not a service failure
 
