@@ -6,17 +6,21 @@ SCRIPTS := $(sort $(wildcard examples/0*.py))
 READY := $(VENV)/installed
 BENCH := .venv-bench
 BENCH_BIN := $(BENCH)/$(notdir $(BIN))
+MANY := .venv-many-processes
+MANY_BIN := $(MANY)/$(notdir $(BIN))
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all run-failures check test soak bench bench-sdks clean
+.PHONY: help run-all run-failures run-many-processes check test test-shared soak bench bench-sdks clean
 
 help:
 	@echo "make run-all        run the six lessons, in order"
 	@echo "make run-02         run one lesson (run-01 to run-06, run-streaming, run-token-limits, ...)"
 	@echo "                    FAULTS=503,503 injects failures; ARGS=--trace draws a timeline"
 	@echo "make run-failures   run the lessons with the most instructive faults (half a minute)"
+	@echo "make run-many-processes  run four processes that share one limit over Redis (20 seconds)"
 	@echo "make check N=1      check your solution of exercise 1 (up to 4), rule by rule"
 	@echo "make test           run the tests"
+	@echo "make test-shared    test the shared limiter with real processes and a real server"
 	@echo "make soak           run 16 threads, thousands of calls, every fault (half a minute)"
 	@echo "make bench          compare the speed of the helpers with other libraries (three minutes)"
 	@echo "make bench-sdks     run the helpers around the official SDKs, against the mock server"
@@ -32,6 +36,9 @@ run-all: $(READY)
 run-failures: $(READY)
 	@$(BIN)/python examples/failure_scenarios.py $(ARGS)
 
+run-many-processes: $(MANY)/installed
+	@$(MANY_BIN)/python examples/many_processes/fleet.py $(ARGS)
+
 # Matches run-2, run-02, run-streaming, run-token-limits and so on.
 run-%: $(READY)
 	@name=$$(echo "$*" | tr - _); \
@@ -45,6 +52,9 @@ check: $(READY)
 test: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-shared: $(MANY)/installed
+	@$(MANY_BIN)/python -m pytest tests/shared $(ARGS)
+
 soak: $(READY)
 	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py
 
@@ -55,7 +65,7 @@ bench-sdks: $(BENCH)/installed
 	@PYTHONPATH=. $(BENCH_BIN)/python tests/benchmarks/sdks.py
 
 clean:
-	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) $(MANY) .pytest_cache .mypy_cache .ruff_cache
 	find lib examples tests -name __pycache__ -prune -exec rm -rf {} +
 
 # This file is written last, so that an interrupted installation is started again.
@@ -69,4 +79,10 @@ $(READY): requirements.txt
 $(BENCH)/installed: tests/benchmarks/requirements.txt
 	@$(PYTHON) -m venv $(BENCH)
 	@$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(MANY)/installed: examples/many_processes/requirements.txt requirements.txt
+	@echo "First run: creating $(MANY) and installing a Redis client and server..." >&2
+	@$(PYTHON) -m venv $(MANY)
+	@$(MANY_BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

@@ -23,13 +23,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar
 
 from .circuit_breaker import CircuitBreaker
 from .client import ChatCompletion, ChatStream, Limits, MistralClient, Usage
 from .error_logger import ErrorLogger
 from .errors import APIStatusError, RateLimitError
-from .rate_limiter import RateLimiter
 from .retry import Retrier
 from .token_limiter import TokenLimiter, TokenReservation, estimate_tokens
 
@@ -37,6 +36,16 @@ T = TypeVar("T")
 
 MAX_REMEMBERED_ERRORS = 100
 MIN_SECONDS_FOR_A_CALL = 0.01  # a timeout must be > 0
+
+
+class RequestLimiter(Protocol):
+    """What it needs of a RateLimiter or a SharedRateLimiter."""
+
+    def acquire(self, timeout: float | None = None) -> float:
+        """Wait for a free slot and take it."""
+
+    def pause(self, seconds: float) -> None:
+        """Block all new starts for ``seconds``."""
 
 
 class RememberedError(TypedDict):
@@ -69,7 +78,7 @@ class ResilientMistralClient:
         *,
         retrier: Retrier | None = None,
         breaker: CircuitBreaker | None = None,
-        limiter: RateLimiter | None = None,
+        limiter: RequestLimiter | None = None,
         token_limiter: TokenLimiter | None = None,
         logger: ErrorLogger | None = None,
     ) -> None:

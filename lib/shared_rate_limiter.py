@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: MIT-0
+"""Share one rate limit between processes and machines, over Redis.
+
+A rate limit belongs to the account. Eight workers with a RateLimiter each send eight times
+the limit; eight workers with a SharedRateLimiter of one name send the limit.
+
+    import redis
+    client = redis.Redis.from_url(
+        "redis://localhost:6379", socket_timeout=0.5, socket_connect_timeout=0.5
+    )
+    limiter = SharedRateLimiter(client, "mistral", max_requests_per_minute=600)
+    limiter.acquire()
+
+Copy this file with rate_limiter.py. It imports no Redis library: you bring the client, of
+redis (6 to 8) or valkey (6). The server is Redis 5 or newer, or Valkey.
+
+Each start is one round trip: a script that Redis runs as one step reads the server's own
+clock, so that a worker whose clock is wrong does no harm, and books the next free slot.
+
+After the generic cell rate algorithm (GCRA) of ITU-T I.371, as Brandur Leach's redis-cell
+keeps it in Redis (https://brandur.org/rate-limiting), without its burst: starts are evenly
+spaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import math
+import random
+import threading
+import time
+from typing import Any
+
+from .rate_limiter import RateLimiter, RateLimitTimeoutError
+
+logger = logging.getLogger(__name__)
+
+USED_SHARE = 0.99  # of the limit; the rest makes up for starts that reach the API late
+RETRY_REDIS_AFTER = 1.0  # seconds without Redis, before one caller tries it again
+MAX_SOCKET_TIMEOUT = 5.0  # seconds
+FOREVER = 2**53  # microseconds; above it, Lua's numbers are no longer exact
+
+# All times in microseconds. The key holds the time of the next free slot, and expires then.
+BOOK_SLOT = """
+local delay, interval, max_wait = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local slot = math.max(now + delay, tonumber(redis.call('GET', KEYS[1]) or 0))
+if slot - now > max_wait then
+    return -1
+end
+local next_slot = slot + interval
+local milliseconds = math.floor((next_slot - now) / 1000) + 1
+redis.call('SET', KEYS[1], string.format('%.0f', next_slot),
+    'PX', string.format('%.0f', milliseconds))
+return slot - now
+"""
+
+# The classes of redis and valkey that say so, by name: neither library is imported here.
+ACCESS_ERRORS = {"AuthenticationError", "AuthorizationError", "NoPermissionError"}
+
+
+class RedisAccessError(RuntimeError):
+    """Redis rejects the client's password, or its user lacks a permission.
+
+    It is not retryable, and says nothing about the service that the limit is for.
+    """
+
+    retryable = False
+
+
+class SharedRateLimiter:
+    """Let all processes together start ``max_requests_per_minute`` requests per minute.
+
+    It has the interface of RateLimiter and takes its place. Limiters share a limit if they
+    have the same ``name`` and the same Redis. Each process keeps its callers in line and
+    books a slot for the first of them only, so a process that is killed, or a task that is
+    cancelled, wastes one slot at most. The pace is 99 % of the limit: a worker that wakes
+    late would otherwise put one request too many into a minute.
+
+    While Redis can't be used (refused, silent, read-only, restarting), each process paces
+    itself at ``local_share`` of the limit, logs one warning, and tries Redis again once per
+    second. Set it to 1 / number of processes; the default of 0.1 is safe for up to ten.
+
+    ``redis_client`` must have a socket_timeout and no retries: a silent server blocks a
+    caller for that long, and a retry could book a second slot.
+
+    Thread-safe; threads and asyncio tasks may share one. Raises ValueError for a wrong
+    argument. All methods raise RedisAccessError if Redis rejects the client.
+    """
+
+    def __init__(
+        self,
+        redis_client: Any,
+        name: str,
+        *,
+        max_requests_per_minute: float,
+        local_share: float = 0.1,
+    ) -> None:
+        _check_client(redis_client)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name must be a non-empty string, got {name!r}")
+        if type(local_share) not in (int, float) or not 0 < local_share <= 1:
+            raise ValueError(f"local_share must be a number > 0 and <= 1, got {local_share!r}")
+        self._line = RateLimiter(max_requests_per_minute)  # the callers of this process
+        self.name = name
+        self.max_requests_per_minute = max_requests_per_minute
+        self.local_share = local_share
+        self._interval = 60.0 / (max_requests_per_minute * USED_SHARE)
+        self._script = redis_client.register_script(BOOK_SLOT)
+        self._is_local = False
+        self._try_redis_at = -math.inf  # on the monotonic clock, like the next one
+        self._next_local_slot = -math.inf
+        self._lock = threading.Lock()
+
+    def reserve(self) -> float:
+        """Book the next free slot for good. Return the seconds until it; the caller waits.
+
+        It waits for Redis: from async code, call it with ``asyncio.to_thread``.
+        """
+        return self._book(math.inf, 0.0)
+
+    def acquire(self, timeout: float | None = None) -> float:
+        """Wait for a free slot and take it. Return the seconds waited.
+
+        Raises RateLimitTimeoutError as soon as it is clear that no slot comes within
+        ``timeout`` seconds; no slot is booked then.
+        """
+        in_line = self._line.acquire(timeout)
+        wait = self._book(math.inf if timeout is None else timeout, in_line)
+        self._line.pause(wait)  # until this slot has come, nobody behind books one
+        time.sleep(wait)
+        return in_line + wait
+
+    async def acquire_async(self, timeout: float | None = None) -> float:
+        """Do what ``acquire`` does, without blocking the event loop.
+
+        The round trip runs in a thread, since the client is not an asyncio one.
+        """
+        in_line = await self._line.acquire_async(timeout)
+        longest = math.inf if timeout is None else timeout
+        wait = await asyncio.to_thread(self._book, longest, in_line)
+        self._line.pause(wait)
+        await asyncio.sleep(wait)
+        return in_line + wait
+
+    def pause(self, seconds: float) -> None:
+        """Block the new starts of all processes for ``seconds``; booked slots are kept.
+
+        Call it with the Retry-After of a 429. Without Redis it blocks this process only. It
+        waits for Redis: from async code, call it with ``asyncio.to_thread``.
+        """
+        self._line.pause(seconds)
+        self._run_script(delay=seconds, interval=0.0, max_wait=math.inf)
+
+    def __repr__(self) -> str:
+        pace = "local" if self._is_local else "shared"
+        return f"SharedRateLimiter({self.name!r}, {self.max_requests_per_minute:g}, {pace})"
+
+    def _book(self, timeout: float, in_line: float) -> float:
+        """Book a slot in Redis, or without it. Return the seconds until the slot."""
+        wait = self._run_script(0.0, self._interval, max_wait=timeout - in_line)
+        if wait is None:
+            wait = self._book_locally(max_wait=timeout - in_line)
+        if wait < 0:
+            raise RateLimitTimeoutError(f"no request may start within {timeout:g} s")
+        return wait
+
+    def _book_locally(self, max_wait: float) -> float:
+        """Return the seconds until this process's own slot, or -1 if that is too long."""
+        with self._lock:
+            now = time.monotonic()
+            slot = max(now, self._next_local_slot)
+            if slot - now > max_wait:
+                return -1.0
+            self._next_local_slot = slot + self._interval / self.local_share
+        return slot - now
+
+    def _run_script(self, delay: float, interval: float, max_wait: float) -> float | None:
+        """Return the seconds until the slot, -1 if that is too long, None without Redis."""
+        with self._lock:
+            now = time.monotonic()
+            if self._is_local and now < self._try_redis_at:
+                return None
+            self._try_redis_at = now + RETRY_REDIS_AFTER  # the others go on meanwhile
+        # Rounded up, so that the rate is never exceeded.
+        times = [math.ceil(min(seconds * 1e6, FOREVER)) for seconds in (delay, interval, max_wait)]
+        try:
+            microseconds = self._script(keys=[f"rate-limit:{self.name}"], args=times)
+        except Exception as error:
+            if any(cls.__name__ in ACCESS_ERRORS for cls in type(error).__mro__):
+                raise RedisAccessError(
+                    f"Redis rejects the client of the limit {self.name!r} ({error}): check its "
+                    "username and password, and that it may run EVALSHA, SCRIPT, GET and SET"
+                ) from error
+            self._go_local(error)
+            return None
+        if self._is_local:
+            self._is_local = False
+            logger.info("Redis can be used again; the limit %r is shared", self.name)
+        return -1.0 if microseconds < 0 else float(microseconds / 1e6)
+
+    def _go_local(self, error: Exception) -> None:
+        with self._lock:
+            self._try_redis_at = time.monotonic() + RETRY_REDIS_AFTER
+            if self._is_local:
+                return
+            self._is_local = True
+            # Random, since all processes lose Redis at the same moment.
+            first_wait = random.random() * self._interval / self.local_share
+            self._next_local_slot = max(self._next_local_slot, time.monotonic() + first_wait)
+        logger.warning(
+            "Redis can't be used (%s: %s); until it can, this process paces itself at %g %% of "
+            "the limit %r",
+            type(error).__name__, error, 100 * self.local_share, self.name,
+        )  # fmt: skip
+
+
+def _check_client(redis_client: Any) -> None:
+    pool = getattr(redis_client, "connection_pool", None)
+    if pool is None or inspect.iscoroutinefunction(redis_client.execute_command):
+        raise ValueError(
+            "redis_client must be a redis.Redis or valkey.Valkey (not asyncio, not a cluster), "
+            f"got {type(redis_client)}"
+        )
+    connection = pool.connection_class(**pool.connection_kwargs)  # it connects later, if at all
+    timeout, retries = connection.socket_timeout, connection.retry._retries
+    if not 0 < (timeout or math.inf) <= MAX_SOCKET_TIMEOUT or retries:
+        raise ValueError(
+            f"redis_client must have a socket_timeout of at most {MAX_SOCKET_TIMEOUT:g} seconds "
+            f"and no retries, got socket_timeout={timeout} and {retries} retries: create it with "
+            "redis.Redis.from_url(url, socket_timeout=0.5, socket_connect_timeout=0.5)"
+        )
