@@ -161,9 +161,10 @@ class SharedRateLimiter:
 
     def _book(self, timeout: float, in_line: float) -> float:
         """Book a slot in Redis, or without it. Return the seconds until the slot."""
-        wait = self._run_script(0.0, self._interval, max_wait=timeout - in_line)
+        max_wait = max(0.0, timeout - in_line)
+        wait = self._run_script(0.0, self._interval, max_wait)
         if wait is None:
-            wait = self._book_locally(max_wait=timeout - in_line)
+            wait = self._book_locally(max_wait)
         if wait < 0:
             raise RateLimitTimeoutError(f"no request may start within {timeout:g} s")
         return wait
@@ -181,10 +182,10 @@ class SharedRateLimiter:
     def _run_script(self, delay: float, interval: float, max_wait: float) -> float | None:
         """Return the seconds until the slot, -1 if that is too long, None without Redis."""
         with self._lock:
-            now = time.monotonic()
-            if self._is_local and now < self._try_redis_at:
-                return None
-            self._try_redis_at = now + RETRY_REDIS_AFTER  # the others go on meanwhile
+            if self._is_local:
+                if time.monotonic() < self._try_redis_at:
+                    return None
+                self._try_redis_at = time.monotonic() + RETRY_REDIS_AFTER  # for the others
         # Rounded up, so that the rate is never exceeded.
         times = [math.ceil(min(seconds * 1e6, FOREVER)) for seconds in (delay, interval, max_wait)]
         try:

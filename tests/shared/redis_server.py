@@ -24,7 +24,7 @@ class RedisServer:
             self.port: int = taken.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}"
         self._folder = folder
-        self._command = [BINARY, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        self._command = [str(BINARY), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         self._command += options
 
     def __enter__(self) -> RedisServer:
@@ -35,9 +35,7 @@ class RedisServer:
         self.kill()
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            self._command, cwd=self._folder, stdout=subprocess.DEVNULL
-        )
+        self._process = subprocess.Popen(self._command, cwd=self._folder, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while not self._answers():
             assert time.monotonic() < deadline, "the server does not start"
@@ -57,9 +55,10 @@ class RedisServer:
             os.kill(self._process.pid, signal.SIGCONT)
 
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(
-            ("127.0.0.1", self.port), timeout=1
-        ) as connection:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection,
+        ):
             connection.sendall(b"PING\r\n")
             return connection.recv(1) in (b"+", b"-")
         return False

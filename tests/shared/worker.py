@@ -1,8 +1,9 @@
 """A worker process: start requests for some seconds, and print when each one started.
 
-    python worker.py '{"url": ..., "name": ..., "begin": ..., "seconds": ...}'
+    python worker.py '{"url": ..., "name": ..., "seconds": ...}'
 
-Times are on the machine's monotonic clock, which all processes share.
+It says in Redis that it is ready, and begins when Redis says so. Times are in seconds
+since the epoch, which is the server's clock, too.
 """
 
 from __future__ import annotations
@@ -20,20 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lib.shared_rate_limiter import SharedRateLimiter
 
-monotonic = time.monotonic
+real_time, monotonic = time.time, time.monotonic
 
 
 def main(
     url: str,
     name: str,
     *,
-    begin: float,
     seconds: float,
     rate: float = 3000,
     threads: int = 1,
     clock_ahead: float = 0,
 ) -> None:
-    real_time = time.time
     time.time = lambda: real_time() + clock_ahead
     time.monotonic = lambda: monotonic() + clock_ahead
     logging.basicConfig(level=logging.WARNING)
@@ -42,11 +41,14 @@ def main(
     starts: list[float] = []
 
     def work() -> None:
-        while monotonic() < begin + seconds:
+        while real_time() < begin + seconds:
             limiter.acquire()
-            starts.append(monotonic())
+            starts.append(real_time())
 
-    time.sleep(max(0.0, begin - monotonic()))
+    client.incr(f"{name} ready")
+    while (begin := float(client.get(f"{name} begin") or 0)) == 0:
+        time.sleep(0.01)
+    time.sleep(max(0.0, begin - real_time()))
     workers = [threading.Thread(target=work) for _ in range(threads)]
     for worker in workers:
         worker.start()
