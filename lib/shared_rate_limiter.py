@@ -37,7 +37,7 @@ from .rate_limiter import RateLimiter, RateLimitTimeoutError
 
 logger = logging.getLogger(__name__)
 
-USED_SHARE = 0.99  # of the limit; the rest makes up for starts that reach the API late
+USED_SHARE = 0.985  # of the limit; the rest makes up for starts that reach the API late
 RETRY_REDIS_AFTER = 1.0  # seconds without Redis, before one caller tries it again
 MAX_SOCKET_TIMEOUT = 5.0  # seconds
 FOREVER = 2**53  # microseconds; above it, Lua's numbers are no longer exact
@@ -77,7 +77,7 @@ class SharedRateLimiter:
     It has the interface of RateLimiter and takes its place. Limiters share a limit if they
     have the same ``name`` and the same Redis. Each process keeps its callers in line and
     books a slot for the first of them only, so a process that is killed, or a task that is
-    cancelled, wastes one slot at most. The pace is 99 % of the limit: a worker that wakes
+    cancelled, wastes one slot at most. The pace is 98.5 % of the limit: a worker that wakes
     late would otherwise put one request too many into a minute.
 
     While Redis can't be used (refused, silent, read-only, restarting), each process paces

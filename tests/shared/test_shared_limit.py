@@ -29,7 +29,7 @@ from shared.redis_server import RedisServer
 from support import finish, most_in_any_window, start
 
 PER_SECOND = 50  # 3,000 per minute
-INTERVAL = 1 / (0.99 * PER_SECOND)
+INTERVAL = 1 / (0.985 * PER_SECOND)
 NO_BURST = 65  # what a busy machine may make of 50: some start late, the next ones in time
 WORKER = str(Path(__file__).with_name("worker.py"))
 PASSWORD = "correct-horse"
@@ -213,7 +213,7 @@ class TestGivingUp:
         for _ in range(5):
             with pytest.raises(RateLimitTimeoutError, match=r"within 0\.1 s"):
                 acquire(limiter(server, name, 60), 0.1)
-        assert limiter(server, name, 60).reserve() <= 60 / 59.4
+        assert limiter(server, name, 60).reserve() <= 60 / 59.1
 
     def test_cancelled_tasks_waste_one_slot_at_most(self, server: RedisServer, name: str) -> None:
         shared = limiter(server, name, 60)
@@ -226,7 +226,7 @@ class TestGivingUp:
             await asyncio.gather(*tasks, return_exceptions=True)
 
         asyncio.run(main())
-        assert limiter(server, name, 60).reserve() <= 2 * 60 / 59.4
+        assert limiter(server, name, 60).reserve() <= 2 * 60 / 59.1
 
     def test_a_killed_process_wastes_one_slot_at_most(self, server: RedisServer, name: str) -> None:
         (worker,) = Fleet(server, name, {"seconds": 60, "rate": 60, "threads": 50}).processes
@@ -235,7 +235,7 @@ class TestGivingUp:
         time.sleep(0.3)
         worker.kill()
         finish(worker)
-        assert limiter(server, name, 60).reserve() <= 2 * 60 / 59.4
+        assert limiter(server, name, 60).reserve() <= 2 * 60 / 59.1
 
 
 class TestWithoutRedis:
@@ -377,7 +377,7 @@ class TestRate:
     def test_limits_of_different_names_do_not_touch(self, server: RedisServer, name: str) -> None:
         one, other = limiter(server, name, 60), limiter(server, f"{name} 2", 60)
         assert [one.reserve(), other.reserve()] == [0, 0]
-        assert limiter(server, name, 60).reserve() == pytest.approx(60 / 59.4, abs=0.5)
+        assert limiter(server, name, 60).reserve() == pytest.approx(60 / 59.1, abs=0.5)
 
     def test_the_key_expires(self, server: RedisServer, name: str) -> None:
         limiter(server, name, 6000).acquire()
@@ -388,4 +388,4 @@ class TestRate:
         limiter(server, name, 60).reserve()
         with valkey.Valkey.from_url(server.url, socket_timeout=0.3) as its_client:
             shared = SharedRateLimiter(its_client, name, max_requests_per_minute=60)
-            assert shared.reserve() == pytest.approx(60 / 59.4, abs=0.5)
+            assert shared.reserve() == pytest.approx(60 / 59.1, abs=0.5)

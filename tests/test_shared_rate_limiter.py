@@ -1,0 +1,281 @@
+"""lib/shared_rate_limiter.py without a server: its arguments, and its pace without Redis.
+
+The rest is in tests/shared: ``make test-shared``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conftest import FakeClock
+from lib.rate_limiter import RateLimitTimeoutError
+from lib.resilient_client import RequestLimiter
+from lib.shared_rate_limiter import RedisAccessError, SharedRateLimiter
+
+INTERVAL = 1 / 0.985  # seconds between two starts at 60 per minute
+LOCAL_INTERVAL = 10 * INTERVAL
+
+Acquire = Callable[..., float]
+
+
+class AuthenticationError(Exception):
+    """As redis and valkey name theirs."""
+
+
+class FakeRedis:
+    """A client, and the script that it registers, in Python; ``error`` is raised by each call."""
+
+    def __init__(self, clock: FakeClock, socket_timeout: float | None = 0.5) -> None:
+        self.calls: list[list[int]] = []
+        self.error: Exception | None = None
+        self._clock = clock
+        self._next_slots: dict[str, float] = {}
+        self.connection_pool = SimpleNamespace(
+            connection_class=SimpleNamespace,
+            connection_kwargs={
+                "socket_timeout": socket_timeout,
+                "retry": SimpleNamespace(_retries=0),
+            },
+        )
+
+    def execute_command(self) -> None:
+        raise NotImplementedError
+
+    def register_script(self, script: str) -> Callable[..., int]:
+        return self._book
+
+    def _book(self, keys: list[str], args: list[int]) -> int:
+        self.calls.append(args)
+        if self.error:
+            raise self.error
+        delay, interval, max_wait = args
+        now = self._clock.now * 1e6
+        slot = max(now + delay, self._next_slots.get(keys[0], 0))
+        if slot - now > max_wait:
+            return -1
+        self._next_slots[keys[0]] = slot + interval
+        return int(slot - now)
+
+
+@pytest.fixture
+def redis(clock: FakeClock) -> FakeRedis:
+    return FakeRedis(clock)
+
+
+@pytest.fixture(params=["acquire", "acquire_async"])
+def acquire(request: pytest.FixtureRequest) -> Acquire:
+    if request.param == "acquire":
+        return lambda limiter, timeout=None: float(limiter.acquire(timeout))
+    return lambda limiter, timeout=None: asyncio.run(limiter.acquire_async(timeout))
+
+
+def limiter(redis: FakeRedis, name: str = "api", **settings: Any) -> SharedRateLimiter:
+    return SharedRateLimiter(redis, name, **{"max_requests_per_minute": 60, **settings})
+
+
+def seconds(*values: float) -> Any:
+    return pytest.approx(list(values), abs=1e-4)
+
+
+class TestArguments:
+    @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf, "60", None, True])
+    def test_a_wrong_rate(self, wrong: Any, redis: FakeRedis) -> None:
+        with pytest.raises(ValueError, match="max_requests_per_minute must be a number > 0, got"):
+            limiter(redis, max_requests_per_minute=wrong)
+
+    @pytest.mark.parametrize("wrong", [0, -0.1, 1.1, math.nan, "0.1", None, True])
+    def test_a_wrong_share(self, wrong: Any, redis: FakeRedis) -> None:
+        with pytest.raises(ValueError, match="local_share must be a number > 0 and <= 1, got"):
+            limiter(redis, local_share=wrong)
+
+    @pytest.mark.parametrize("wrong", ["", None, 1])
+    def test_a_wrong_name(self, wrong: Any, redis: FakeRedis) -> None:
+        with pytest.raises(ValueError, match="name must be a non-empty string, got"):
+            limiter(redis, wrong)
+
+    @pytest.mark.parametrize("wrong", [-1, math.nan, "1"])
+    def test_a_wrong_timeout_or_pause(self, wrong: Any, redis: FakeRedis) -> None:
+        with pytest.raises(ValueError, match="timeout must be a number of seconds >= 0, got"):
+            limiter(redis).acquire(wrong)
+        with pytest.raises(ValueError, match="seconds must be a number of seconds >= 0, got"):
+            limiter(redis).pause(wrong)
+        assert redis.calls == []
+
+    @pytest.mark.parametrize("socket_timeout", [None, 0, 6])
+    def test_a_client_that_could_block_for_long(
+        self, socket_timeout: float | None, clock: FakeClock
+    ) -> None:
+        with pytest.raises(ValueError, match="redis_client must have a socket_timeout of at most"):
+            limiter(FakeRedis(clock, socket_timeout))
+
+    def test_a_client_that_retries(self, redis: FakeRedis) -> None:
+        redis.connection_pool.connection_kwargs["retry"] = SimpleNamespace(_retries=3)
+        with pytest.raises(ValueError, match="and 3 retries: create it with"):
+            limiter(redis)
+
+    @pytest.mark.parametrize("wrong", [None, "redis://localhost", SimpleNamespace()])
+    def test_what_is_not_a_client(self, wrong: Any) -> None:
+        with pytest.raises(ValueError, match=r"redis_client must be a redis\.Redis or"):
+            limiter(wrong)
+
+
+class TestPace:
+    def test_starts_are_evenly_spaced_at_one_round_trip_each(
+        self, acquire: Acquire, redis: FakeRedis
+    ) -> None:
+        shared = limiter(redis)
+        assert [acquire(shared) for _ in range(4)] == seconds(0, INTERVAL, INTERVAL, INTERVAL)
+        assert len(redis.calls) == 4
+
+    def test_limiters_of_one_name_share_their_slots(self, redis: FakeRedis) -> None:
+        one, other, unrelated = limiter(redis), limiter(redis), limiter(redis, "other")
+        waits = [one.reserve(), other.reserve(), one.reserve(), unrelated.reserve()]
+        assert waits == seconds(0, INTERVAL, 2 * INTERVAL, 0)
+
+    def test_it_takes_the_place_of_a_rate_limiter(self, redis: FakeRedis) -> None:
+        its_place: RequestLimiter = limiter(redis)
+        assert its_place.acquire(timeout=1) == 0
+        assert repr(its_place) == "SharedRateLimiter('api', 60, shared)"
+
+    @pytest.mark.parametrize("timeout", [0, 0.5, 1.9])
+    def test_a_caller_that_cannot_start_in_time_books_nothing(
+        self, acquire: Acquire, timeout: float, redis: FakeRedis
+    ) -> None:
+        limiter(redis).reserve()
+        limiter(redis).reserve()
+        with pytest.raises(RateLimitTimeoutError, match=f"within {timeout:g} s"):
+            acquire(limiter(redis), timeout)
+        assert limiter(redis).reserve() == pytest.approx(2 * INTERVAL, abs=1e-4)
+
+    def test_time_in_line_counts(self, acquire: Acquire, redis: FakeRedis) -> None:
+        shared = limiter(redis)
+        shared.reserve()
+        redis_is_paused_for, waits_in_line = 3, 2
+        limiter(redis).pause(redis_is_paused_for)
+        shared._line.pause(waits_in_line)
+        with pytest.raises(RateLimitTimeoutError):
+            acquire(shared, 2.9)
+        assert acquire(shared, 3.1) == pytest.approx(1, abs=1e-3)
+
+    def test_a_pause_holds_every_limiter_of_the_name(
+        self, acquire: Acquire, redis: FakeRedis
+    ) -> None:
+        limiter(redis).pause(5)
+        assert acquire(limiter(redis)) == pytest.approx(5, abs=1e-4)
+
+
+class TestWithoutRedis:
+    def test_each_process_paces_itself_at_its_share(
+        self, acquire: Acquire, redis: FakeRedis
+    ) -> None:
+        shared = limiter(redis)
+        redis.error = ConnectionError("refused")
+        first, *others = [acquire(shared) for _ in range(4)]
+        assert 0 <= first <= LOCAL_INTERVAL  # at random, so that processes don't start together
+        assert others == seconds(*[LOCAL_INTERVAL] * 3)
+        assert repr(shared) == "SharedRateLimiter('api', 60, local)"
+
+    def test_processes_that_lose_redis_together_do_not_start_together(
+        self, redis: FakeRedis
+    ) -> None:
+        redis.error = ConnectionError("refused")
+        assert len({limiter(redis).reserve() for _ in range(10)}) == 10
+
+    def test_a_timeout_holds_and_books_nothing(self, acquire: Acquire, redis: FakeRedis) -> None:
+        shared = limiter(redis)
+        redis.error = ConnectionError("refused")
+        shared.reserve()
+        next_slot = shared._next_local_slot
+        with pytest.raises(RateLimitTimeoutError, match="within 1 s"):
+            acquire(shared, 1)
+        assert shared._next_local_slot == next_slot
+
+    def test_redis_is_tried_once_per_second(self, clock: FakeClock, redis: FakeRedis) -> None:
+        shared = limiter(redis, max_requests_per_minute=6000)
+        redis.error = ConnectionError("refused")
+        for _ in range(100):
+            shared.reserve()
+            clock.now += 0.05
+        assert len(redis.calls) == 5
+
+    def test_one_caller_tries_redis_and_the_others_go_on(
+        self, clock: FakeClock, redis: FakeRedis
+    ) -> None:
+        shared = limiter(redis)
+        redis.error = ConnectionError("refused")
+        shared.reserve()
+        clock.now += 1.1
+        meanwhile = list[float]()
+
+        def slow(*args: Any, **settings: Any) -> int:
+            meanwhile.append(shared.reserve())
+            return 0
+
+        shared._script = slow
+        shared.reserve()
+        assert len(meanwhile) == 1
+
+    def test_it_comes_back_by_itself(
+        self, clock: FakeClock, redis: FakeRedis, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        shared = limiter(redis)
+        redis.error = ConnectionError("refused")
+        shared.reserve()
+        redis.error = None
+        clock.now += 1.1
+        with caplog.at_level(logging.INFO):
+            assert shared.reserve() == 0
+        assert repr(shared) == "SharedRateLimiter('api', 60, shared)"
+        assert "Redis can be used again" in caplog.text
+
+    def test_an_outage_is_logged_once(
+        self, clock: FakeClock, redis: FakeRedis, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        shared = limiter(redis)
+        for _ in range(2):
+            redis.error = ConnectionError("refused")
+            for _ in range(5):
+                shared.reserve()
+                clock.now += 1.1
+            redis.error = None
+            shared.reserve()
+            clock.now += 1.1
+        warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert warnings == [
+            "Redis can't be used (ConnectionError: refused); until it can, this process paces "
+            "itself at 10 % of the limit 'api'"
+        ] * 2  # fmt: skip
+
+    def test_an_outage_that_comes_and_goes_gives_no_more_than_the_share(
+        self, clock: FakeClock, redis: FakeRedis
+    ) -> None:
+        shared, started_at, slots = limiter(redis), clock.now, list[float]()
+        for _ in range(20):
+            redis.error = ConnectionError("refused")
+            slots.append(clock.now + shared.reserve())
+            clock.now += 1.1
+            redis.error = None
+            shared.reserve()
+        assert slots[-1] - started_at >= 19 * LOCAL_INTERVAL
+
+    def test_a_pause_holds_this_process(self, acquire: Acquire, redis: FakeRedis) -> None:
+        shared = limiter(redis, local_share=1)
+        redis.error = ConnectionError("refused")
+        shared.pause(5)
+        assert acquire(shared) >= 5
+
+    def test_a_rejected_password_is_an_error_and_no_outage(
+        self, acquire: Acquire, redis: FakeRedis
+    ) -> None:
+        shared = limiter(redis)
+        redis.error = AuthenticationError("invalid username-password pair")
+        with pytest.raises(RedisAccessError, match=r"'api' \(invalid username-password pair\)"):
+            acquire(shared)
+        assert repr(shared) == "SharedRateLimiter('api', 60, shared)"
