@@ -52,9 +52,7 @@ if slot - now > max_wait then
     return -1
 end
 local next_slot = slot + interval
-local milliseconds = math.floor((next_slot - now) / 1000) + 1
-redis.call('SET', KEYS[1], string.format('%.0f', next_slot),
-    'PX', string.format('%.0f', milliseconds))
+redis.call('SET', KEYS[1], next_slot, 'PX', math.floor((next_slot - now) / 1000) + 1)
 return slot - now
 """
 
@@ -109,6 +107,7 @@ class SharedRateLimiter:
         self.max_requests_per_minute = max_requests_per_minute
         self.local_share = local_share
         self._interval = 60.0 / (max_requests_per_minute * USED_SHARE)
+        self._keys = [f"rate-limit:{name}"]
         self._script = redis_client.register_script(BOOK_SLOT)
         self._is_local = False
         self._try_redis_at = -math.inf  # on the monotonic clock, like the next one
@@ -130,8 +129,9 @@ class SharedRateLimiter:
         """
         in_line = self._line.acquire(timeout)
         wait = self._book(math.inf if timeout is None else timeout, in_line)
-        self._line.pause(wait)  # until this slot has come, nobody behind books one
-        time.sleep(wait)
+        if wait > 0:
+            self._line.pause(wait)  # until this slot has come, nobody behind books one
+            time.sleep(wait)
         return in_line + wait
 
     async def acquire_async(self, timeout: float | None = None) -> float:
@@ -142,8 +142,9 @@ class SharedRateLimiter:
         in_line = await self._line.acquire_async(timeout)
         longest = math.inf if timeout is None else timeout
         wait = await asyncio.to_thread(self._book, longest, in_line)
-        self._line.pause(wait)
-        await asyncio.sleep(wait)
+        if wait > 0:
+            self._line.pause(wait)
+            await asyncio.sleep(wait)
         return in_line + wait
 
     def pause(self, seconds: float) -> None:
@@ -186,10 +187,10 @@ class SharedRateLimiter:
                 if time.monotonic() < self._try_redis_at:
                     return None
                 self._try_redis_at = time.monotonic() + RETRY_REDIS_AFTER  # for the others
-        # Rounded up, so that the rate is never exceeded.
-        times = [math.ceil(min(seconds * 1e6, FOREVER)) for seconds in (delay, interval, max_wait)]
         try:
-            microseconds = self._script(keys=[f"rate-limit:{self.name}"], args=times)
+            microseconds = self._script(
+                self._keys, [_microseconds(delay), _microseconds(interval), _microseconds(max_wait)]
+            )
         except Exception as error:
             if any(cls.__name__ in ACCESS_ERRORS for cls in type(error).__mro__):
                 raise RedisAccessError(
@@ -217,6 +218,11 @@ class SharedRateLimiter:
             "the limit %r",
             type(error).__name__, error, 100 * self.local_share, self.name,
         )  # fmt: skip
+
+
+def _microseconds(seconds: float) -> int:
+    """Round up, so that the rate is never exceeded."""
+    return math.ceil(min(seconds * 1e6, FOREVER))
 
 
 def _check_client(redis_client: Any) -> None:

