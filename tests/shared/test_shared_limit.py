@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from lib.resilient_client import ResilientMistralClient
 from lib.retry import is_retryable
 from lib.shared_rate_limiter import RedisAccessError, SharedRateLimiter
 from shared.redis_server import RedisServer
-from support import finish, most_in_any_window, start
+from support import ROOT, finish, most_in_any_window, start
 
 PER_SECOND = 50  # 3,000 per minute
 INTERVAL = 1 / (0.985 * PER_SECOND)
@@ -236,6 +237,17 @@ class TestGivingUp:
         worker.kill()
         finish(worker)
         assert limiter(server, name, 60).reserve() <= 2 * 60 / 59.1
+
+
+def test_the_snippet_of_the_readme_runs(server: RedisServer) -> None:
+    page = (ROOT / "lib" / "README.md").read_text("utf-8")
+    (snippet,) = re.findall(r"```python3\n(.*?)```", page, re.DOTALL)
+    code = snippet.replace("redis://localhost:6379", server.url)
+    with MockServer() as api, MistralClient("any-key", base_url=api.url) as mistral:
+        names: dict[str, Any] = {"client": mistral}
+        exec(code, names)
+        CLIENTS.enter_context(names["redis_client"])
+        assert names["limiter"].acquire() == 0
 
 
 class TestWithoutRedis:
