@@ -31,6 +31,8 @@ from support import ROOT, finish, most_in_any_window, start
 
 PER_SECOND = 50  # 3,000 per minute
 INTERVAL = 1 / (0.985 * PER_SECOND)
+SLOW = 6  # per minute: so slow that a busy machine changes nothing
+SLOW_INTERVAL = 60 / (0.985 * SLOW)
 NO_BURST = 65  # what a busy machine may make of 50: some start late, the next ones in time
 WORKER = str(Path(__file__).with_name("worker.py"))
 PASSWORD = "correct-horse"
@@ -73,16 +75,14 @@ def close_clients() -> Iterator[None]:
         yield
 
 
-def client(server: RedisServer, **settings: Any) -> redis.Redis:
+def client(server: RedisServer, timeout: float = 5, **settings: Any) -> redis.Redis:
     """A client that is closed at the end of the test."""
-    connections = redis.Redis.from_url(
-        server.url, socket_timeout=0.3, socket_connect_timeout=0.3, **settings
-    )
+    connections = redis.Redis.from_url(server.url, socket_timeout=timeout, **settings)
     return CLIENTS.enter_context(connections)
 
 
-def limiter(server: RedisServer, name: str, rate: float, **settings: Any) -> SharedRateLimiter:
-    return SharedRateLimiter(client(server), name, max_requests_per_minute=rate, **settings)
+def limiter(server: RedisServer, name: str, rate: float, timeout: float = 5) -> SharedRateLimiter:
+    return SharedRateLimiter(client(server, timeout), name, max_requests_per_minute=rate)
 
 
 class Fleet:
@@ -184,7 +184,7 @@ class TestAccess:
         ids=["wrong password", "no password", "no permission"],
     )
     def test_it_is_a_clear_error_that_never_shows_the_password(
-        self, settings: dict[str, str], reason: str, locked_server: RedisServer, name: str,
+        self, settings: dict[str, Any], reason: str, locked_server: RedisServer, name: str,
         acquire: Acquire, caplog: pytest.LogCaptureFixture,
     ) -> None:  # fmt: skip
         admin = client(locked_server, password=PASSWORD)
@@ -210,14 +210,14 @@ class TestGivingUp:
     def test_a_caller_that_cannot_start_in_time_books_nothing(
         self, server: RedisServer, name: str, acquire: Acquire
     ) -> None:
-        limiter(server, name, 60).reserve()
+        limiter(server, name, SLOW).reserve()
         for _ in range(5):
             with pytest.raises(RateLimitTimeoutError, match=r"within 0\.1 s"):
-                acquire(limiter(server, name, 60), 0.1)
-        assert limiter(server, name, 60).reserve() <= 60 / 59.1
+                acquire(limiter(server, name, SLOW), 0.1)
+        assert limiter(server, name, SLOW).reserve() <= SLOW_INTERVAL
 
     def test_cancelled_tasks_waste_one_slot_at_most(self, server: RedisServer, name: str) -> None:
-        shared = limiter(server, name, 60)
+        shared = limiter(server, name, SLOW)
 
         async def main() -> None:
             tasks = [asyncio.create_task(shared.acquire_async()) for _ in range(50)]
@@ -227,16 +227,16 @@ class TestGivingUp:
             await asyncio.gather(*tasks, return_exceptions=True)
 
         asyncio.run(main())
-        assert limiter(server, name, 60).reserve() <= 2 * 60 / 59.1
+        assert limiter(server, name, SLOW).reserve() <= 2 * SLOW_INTERVAL
 
     def test_a_killed_process_wastes_one_slot_at_most(self, server: RedisServer, name: str) -> None:
-        (worker,) = Fleet(server, name, {"seconds": 60, "rate": 60, "threads": 50}).processes
+        (worker,) = Fleet(server, name, {"seconds": 60, "rate": SLOW, "threads": 50}).processes
         while not client(server).exists(f"rate-limit:{name}"):
             time.sleep(0.02)
         time.sleep(0.3)
         worker.kill()
         finish(worker)
-        assert limiter(server, name, 60).reserve() <= 2 * 60 / 59.1
+        assert limiter(server, name, SLOW).reserve() <= 2 * SLOW_INTERVAL
 
 
 def test_the_snippet_of_the_readme_runs(server: RedisServer) -> None:
@@ -260,16 +260,16 @@ class TestWithoutRedis:
         fleet.sleep_until(3)
         own_server.start()
         starts = fleet.starts()
-        assert rate(starts, fleet.begin, fleet.begin + 1) > 35
-        assert 10 < rate(starts, fleet.begin + 1.5, fleet.begin + 3) < 25  # 4 times 10 %
-        assert rate(starts, fleet.begin + 4.5, fleet.begin + 6) > 35
+        assert rate(starts, fleet.begin, fleet.begin + 1) > 25
+        assert 5 < rate(starts, fleet.begin + 1.5, fleet.begin + 3) < 25  # 4 times 10 %
+        assert rate(starts, fleet.begin + 4.5, fleet.begin + 6) > 25
         assert most_per_second(starts) <= NO_BURST
         assert [errors.count("Redis can't be used") for errors in fleet.errors] == [1] * 4
 
     def test_a_silent_server_holds_a_caller_for_the_socket_timeout_only(
         self, own_server: RedisServer, name: str, acquire: Acquire
     ) -> None:
-        shared = limiter(own_server, name, 6000)
+        shared = limiter(own_server, name, 6000, timeout=0.3)
         acquire(shared)
         with own_server.silenced():
             started_at = time.monotonic()
@@ -283,7 +283,7 @@ class TestWithoutRedis:
     def test_a_silent_server_does_not_block_the_event_loop(
         self, own_server: RedisServer, name: str
     ) -> None:
-        shared, ticks = limiter(own_server, name, 6000), 0
+        shared, ticks = limiter(own_server, name, 6000, timeout=0.3), 0
 
         async def main() -> None:
             nonlocal ticks
@@ -333,9 +333,9 @@ class TestPause:
         limiter(server, name, 3000).pause(1)
         paused_at = time.time()
         starts = fleet.starts()
-        assert rate(starts, fleet.begin, paused_at) > 35
+        assert rate(starts, fleet.begin, paused_at) > 25
         assert rate(starts, paused_at + 0.3, paused_at + 0.99) == 0
-        assert rate(starts, paused_at + 1, fleet.begin + 3) > 35
+        assert rate(starts, paused_at + 1, fleet.begin + 3) > 25
         assert most_per_second(starts) <= NO_BURST
 
     def test_a_429_pauses_the_fleet(self, server: RedisServer, name: str, tmp_path: Path) -> None:
@@ -384,12 +384,12 @@ class TestRate:
             starts = fleet.starts()
         assert most_per_second(slots) <= PER_SECOND + 4
         assert most_per_second(starts) <= NO_BURST
-        assert rate(starts, fleet.begin + 1, fleet.begin + 2) > 35
+        assert rate(starts, fleet.begin + 1, fleet.begin + 2) > 25
 
     def test_limits_of_different_names_do_not_touch(self, server: RedisServer, name: str) -> None:
-        one, other = limiter(server, name, 60), limiter(server, f"{name} 2", 60)
+        one, other = limiter(server, name, SLOW), limiter(server, f"{name} 2", SLOW)
         assert [one.reserve(), other.reserve()] == [0, 0]
-        assert limiter(server, name, 60).reserve() == pytest.approx(60 / 59.1, abs=0.5)
+        assert limiter(server, name, SLOW).reserve() == pytest.approx(SLOW_INTERVAL, abs=5)
 
     def test_the_key_expires(self, server: RedisServer, name: str) -> None:
         limiter(server, name, 6000).acquire()
@@ -397,7 +397,7 @@ class TestRate:
         assert client(server).get(f"rate-limit:{name}") is None
 
     def test_a_client_of_valkey_does_as_well(self, server: RedisServer, name: str) -> None:
-        limiter(server, name, 60).reserve()
+        limiter(server, name, SLOW).reserve()
         with valkey.Valkey.from_url(server.url, socket_timeout=0.3) as its_client:
-            shared = SharedRateLimiter(its_client, name, max_requests_per_minute=60)
-            assert shared.reserve() == pytest.approx(60 / 59.1, abs=0.5)
+            shared = SharedRateLimiter(its_client, name, max_requests_per_minute=SLOW)
+            assert shared.reserve() == pytest.approx(SLOW_INTERVAL, abs=5)

@@ -36,7 +36,7 @@ def main(
     time.time = lambda: real_time() + clock_ahead
     time.monotonic = lambda: monotonic() + clock_ahead
     logging.basicConfig(level=logging.WARNING)
-    client = redis.Redis.from_url(url, socket_timeout=0.3, socket_connect_timeout=0.3)
+    client = redis.Redis.from_url(url, socket_timeout=5)
     limiter = SharedRateLimiter(client, name, max_requests_per_minute=rate)
     starts: list[float] = []
 
