@@ -75,12 +75,13 @@ class SharedRateLimiter:
     It has the interface of RateLimiter and takes its place. Limiters share a limit if they
     have the same ``name`` and the same Redis. Each process keeps its callers in line and
     books a slot for the first of them only, so a process that is killed, or a task that is
-    cancelled, wastes one slot at most. The pace is 98.5 % of the limit: a worker that wakes
-    late would otherwise put one request too many into a minute.
+    cancelled, wastes one slot at most. The pace is 98.5 % of the limit: otherwise a start
+    that is late and the next ones in time would be one too many in some window.
 
     While Redis can't be used (refused, silent, read-only, restarting), each process paces
     itself at ``local_share`` of the limit, logs one warning, and tries Redis again once per
-    second. Set it to 1 / number of processes; the default of 0.1 is safe for up to ten.
+    second. Set the share to 1 / number of processes, so that together they stay under the
+    limit; the default of 0.1 is right for ten and safe for fewer.
 
     ``redis_client`` must have a socket_timeout and no retries: a silent server blocks a
     caller for that long, and a retry could book a second slot.
@@ -119,7 +120,7 @@ class SharedRateLimiter:
 
         It waits for Redis: from async code, call it with ``asyncio.to_thread``.
         """
-        return self._book(math.inf, 0.0)
+        return self._book(None, in_line=0.0)
 
     def acquire(self, timeout: float | None = None) -> float:
         """Wait for a free slot and take it. Return the seconds waited.
@@ -128,7 +129,7 @@ class SharedRateLimiter:
         ``timeout`` seconds; no slot is booked then.
         """
         in_line = self._line.acquire(timeout)
-        wait = self._book(math.inf if timeout is None else timeout, in_line)
+        wait = self._book(timeout, in_line)
         if wait > 0:
             self._line.pause(wait)  # until this slot has come, nobody behind books one
             time.sleep(wait)
@@ -140,8 +141,7 @@ class SharedRateLimiter:
         The round trip runs in a thread, since the client is not an asyncio one.
         """
         in_line = await self._line.acquire_async(timeout)
-        longest = math.inf if timeout is None else timeout
-        wait = await asyncio.to_thread(self._book, longest, in_line)
+        wait = await asyncio.to_thread(self._book, timeout, in_line)
         if wait > 0:
             self._line.pause(wait)
             await asyncio.sleep(wait)
@@ -160,9 +160,9 @@ class SharedRateLimiter:
         pace = "local" if self._is_local else "shared"
         return f"SharedRateLimiter({self.name!r}, {self.max_requests_per_minute:g}, {pace})"
 
-    def _book(self, timeout: float, in_line: float) -> float:
+    def _book(self, timeout: float | None, in_line: float) -> float:
         """Book a slot in Redis, or without it. Return the seconds until the slot."""
-        max_wait = max(0.0, timeout - in_line)
+        max_wait = math.inf if timeout is None else max(0.0, timeout - in_line)
         wait = self._run_script(0.0, self._interval, max_wait)
         if wait is None:
             wait = self._book_locally(max_wait)
@@ -186,7 +186,8 @@ class SharedRateLimiter:
             if self._is_local:
                 if time.monotonic() < self._try_redis_at:
                     return None
-                self._try_redis_at = time.monotonic() + RETRY_REDIS_AFTER  # for the others
+                # This caller tries it; the others keep the local pace meanwhile.
+                self._try_redis_at = time.monotonic() + RETRY_REDIS_AFTER
         try:
             microseconds = self._script(
                 self._keys, [_microseconds(delay), _microseconds(interval), _microseconds(max_wait)]
@@ -200,7 +201,7 @@ class SharedRateLimiter:
             self._go_local(error)
             return None
         if self._is_local:
-            self._is_local = False
+            self._is_local = False  # the next outage is logged again
             logger.info("Redis can be used again; the limit %r is shared", self.name)
         return -1.0 if microseconds < 0 else float(microseconds / 1e6)
 
