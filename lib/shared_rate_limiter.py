@@ -12,7 +12,7 @@ the limit; eight workers with a SharedRateLimiter of one name send the limit.
     limiter.acquire()
 
 Copy this file with rate_limiter.py. It imports no Redis library: you bring the client, of
-redis (6 to 8) or valkey (6). The server is Redis 5 or newer, or Valkey.
+redis (4.6 to 8) or valkey (6). The server is Redis 6 or newer, or Valkey.
 
 Each start is one round trip: a script that Redis runs as one step reads the server's own
 clock, so that a worker whose clock is wrong does no harm, and books the next free slot.

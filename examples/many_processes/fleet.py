@@ -1,4 +1,4 @@
-"""Many processes, one limit: four workers with a limiter each, then four that share one.
+"""Many processes, one limit: four workers with a limiter each, and four that share one.
 
     make run-many-processes
 
@@ -15,7 +15,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import redis
+try:
+    import redis
+except ImportError:
+    sys.exit("This lesson needs the package redis: `make run-many-processes` installs it.")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

