@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from conftest import FakeClock
+from lib.circuit_breaker import is_service_failure
 from lib.rate_limiter import RateLimitTimeoutError
 from lib.resilient_client import RequestLimiter
+from lib.retry import is_retryable
 from lib.shared_rate_limiter import RedisAccessError, SharedRateLimiter
 
 INTERVAL = 1 / 0.985  # seconds between two starts at 60 per minute
@@ -282,3 +284,7 @@ class TestWithoutRedis:
         with pytest.raises(RedisAccessError, match=r"'api' \(invalid username-password pair\)"):
             acquire(shared)
         assert repr(shared) == "SharedRateLimiter('api', 60, shared)"
+
+    def test_it_is_neither_retried_nor_counted_against_the_service(self) -> None:
+        assert not is_retryable(RedisAccessError())
+        assert not is_service_failure(RedisAccessError())
