@@ -20,6 +20,7 @@ from lib.rate_limiter import RateLimitTimeoutError
 from lib.resilient_client import RequestLimiter
 from lib.retry import is_retryable
 from lib.shared_rate_limiter import RedisAccessError, SharedRateLimiter
+from support import run_in_threads
 
 INTERVAL = 1 / 0.985  # seconds between two starts at 60 per minute
 LOCAL_INTERVAL = 10 * INTERVAL
@@ -257,6 +258,18 @@ class TestWithoutRedis:
             "Redis can't be used (ConnectionError: refused); until it can, this process paces "
             "itself at 10 % of the limit 'api'"
         ] * 2  # fmt: skip
+
+    def test_no_local_slot_is_booked_twice_by_threads(
+        self, clock: FakeClock, redis: FakeRedis
+    ) -> None:
+        shared = limiter(redis)
+        redis.error = ConnectionError("refused")
+        first = shared.reserve()
+        clock.now += 1.1
+        waits = run_in_threads(4, lambda: [shared.reserve() for _ in range(10)], interleaved=True)
+        booked = sorted(wait for of_one_thread in waits for wait in of_one_thread)
+        assert booked == seconds(*[first - 1.1 + LOCAL_INTERVAL * n for n in range(1, 41)])
+        assert len(redis.calls) == 2  # one thread tried it again
 
     def test_an_outage_that_comes_and_goes_gives_no_more_than_the_share(
         self, clock: FakeClock, redis: FakeRedis
