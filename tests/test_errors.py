@@ -390,6 +390,7 @@ class TestExplain:
             (CircuitOpenError("api", 4.2, "InternalServerError: Busy"), "Circuit breaker is open "
              "(after InternalServerError: Busy): try again in 5 s."),
             (KeyError("model"), "KeyError: 'model'"),
+            (MistralError("odd"), "MistralError: odd"),
         ],
         ids=lambda case: type(case).__name__ if isinstance(case, Exception) else "",
     )  # fmt: skip
