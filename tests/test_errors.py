@@ -16,7 +16,6 @@ from lib import errors
 from lib.circuit_breaker import CircuitOpenError
 from lib.errors import (
     ERROR_TABLE,
-    MAX_MESSAGE_LENGTH,
     APIConnectionError,
     APIResponseValidationError,
     APIStatusError,
@@ -60,28 +59,22 @@ STATUS_CLASSES: dict[int, type[APIStatusError]] = {
     503: InternalServerError,
     504: InternalServerError,
 }
-RETRYABLE_STATUSES = {408, 409, 429, *range(500, 600)}
 
 
 class TestTree:
     def test_the_classes_are_those_of_the_drawing(self) -> None:
         drawn: dict[str, str] = {}
         ancestors = ["MistralError"]
-        for indent, name in re.findall(
-            r"^ ([ │]*)[├└]── (\w+)", errors.__doc__ or "", re.MULTILINE
-        ):
+        for indent, name in re.findall(r"\n ([ │]*)[├└]── (\w+)", errors.__doc__ or ""):
             depth = len(indent) // 5
             drawn[name] = ancestors[depth]
             ancestors[depth + 1 :] = [name]
 
-        def parents(base: type[MistralError]) -> dict[str, str]:
-            ours = [cls for cls in base.__subclasses__() if cls.__module__ == errors.__name__]
-            found = {cls.__name__: base.__name__ for cls in ours}
-            for cls in ours:
-                found |= parents(cls)
-            return found
-
-        assert drawn == parents(MistralError)
+        classes = [cls for cls in vars(errors).values() if isinstance(cls, type)]
+        ours = [cls for cls in classes if issubclass(cls, MistralError)]
+        assert {"MistralError": "Exception", **drawn} == {
+            cls.__name__: cls.__bases__[0].__name__ for cls in ours
+        }
 
     def test_retryable_without_a_status(self) -> None:
         assert APIConnectionError("x").retryable
@@ -140,11 +133,10 @@ class TestErrorTable:
             assert type(error_from_response(status, {}, "")) is expected, status
 
     def test_retryable_statuses(self) -> None:
-        every = range(300, 701)
-        assert {status for status in every if is_retryable_status(status)} == RETRYABLE_STATUSES
-        assert {
-            status for status in every if error_from_response(status, {}, "").retryable
-        } == RETRYABLE_STATUSES
+        for status in range(300, 701):
+            expected = status in {408, 409, 429, *range(500, 600)}
+            assert is_retryable_status(status) is expected, status
+            assert error_from_response(status, {}, "").retryable is expected, status
 
 
 def message(body: str, status: int = 400) -> str:
@@ -152,13 +144,11 @@ def message(body: str, status: int = 400) -> str:
 
 
 class TestMessage:
-    @pytest.mark.parametrize(("status", "body", "text", "code"), WIRE_BODIES)
-    def test_bodies_of_the_real_api(
-        self, status: int, body: str, text: str, code: str | None
-    ) -> None:
-        error = error_from_response(status, {}, body)
-        assert (error.status_code, error.message, error.code) == (status, text, code)
-        assert str(error) == text
+    def test_bodies_of_the_real_api(self) -> None:
+        for status, body, text, code in WIRE_BODIES:
+            error = error_from_response(status, {}, body)
+            assert (error.status_code, error.message, error.code) == (status, text, code)
+            assert str(error) == text
 
     @pytest.mark.parametrize(
         ("body", "text"),
@@ -168,9 +158,8 @@ class TestMessage:
             ('{"error": "Not found"}', "Not found"),
             ('{"message": null, "detail": "Too long"}', "Too long"),
             ('{"detail": ["first", "second"]}', "first; second"),
-            ('{"detail": [{"loc": ["messages", 0, "role"], "msg": "Field required"}, '
-             '{"loc": ["model"], "msg": "Not a string"}]}',
-             "messages.0.role: Field required; model: Not a string"),
+            ('{"detail": [{"loc": ["messages", 0, "role"], "msg": "Required"}, '
+             '{"loc": ["model"], "msg": "No"}]}', "messages.0.role: Required; model: No"),
             ('{"detail": [{"msg": "Required"}, {"loc": "body", "msg": "No"}, 5]}', "Required; No"),
             ('[{"message": "One"}, {"message": "Two"}]', "One; Two"),
             ('"später"', "später"),
@@ -181,70 +170,55 @@ class TestMessage:
     def test_bodies_of_other_servers(self, body: str, text: str) -> None:
         assert message(body) == text
 
-    @pytest.mark.parametrize(
-        "body",
-        ["", " \r\n ", "<html><body>Oh no</body></html>", '{"message": "trunc', "null", "429",
-         "[1, [2]]", '{"message": 5}', '{"message": "\\n\\t\\u0000 "}',
-         '{"message": {"detail": [{"loc": ["body"]}]}}', '{"error":' * 100_000, "9" * 10_000],
-        ids=lambda body: ascii(body)[:30],
-    )  # fmt: skip
-    def test_a_body_that_says_nothing_gives_the_phrase_of_the_status(self, body: str) -> None:
-        assert message(body, 502) == "Bad Gateway"
-        assert message(body, 599) == "HTTP status 599"
+    def test_a_body_that_says_nothing_gives_the_phrase_of_the_status(self) -> None:
+        for body in (
+            "", " \r\n ", "<html><body>Oh no</body></html>", '{"message": "trunc', "null", "429",
+            "[1, [2]]", '{"message": 5}', '{"message": "\\n\\t\\u0000 "}',
+            '{"message": {"detail": [{"loc": ["body"]}]}}', '{"error":' * 100_000, "9" * 10_000,
+        ):  # fmt: skip
+            assert message(body, 502) == "Bad Gateway", body[:50]
+            assert message(body, 599) == "HTTP status 599", body[:50]
+        for status in HTTPStatus:
+            if status >= 300:
+                assert message("", status) == status.phrase
 
     def test_nesting_of_any_depth_is_not_an_error(self) -> None:
         for depth in (500, 900, 2_000, 5_000):
             deep = '{"error":' * depth + '{"message": "deep"}' + "}" * depth
             assert message(deep) in ("deep", "Bad Request")
 
-    def test_the_phrases_are_those_of_the_standard(self) -> None:
-        for status in HTTPStatus:
-            if status >= 300:
-                assert message("", status) == status.phrase
-
     def test_long_texts_are_cut(self) -> None:
-        body = json.dumps({"message": "x" * 1_000_000, "code": "y" * 1_000_000})
-        error = error_from_response(400, {"mistral-correlation-id": "z" * 1_000_000}, body)
-        rest = MAX_MESSAGE_LENGTH - 3
-        assert error.message == "x" * rest + "..."
-        assert error.code == "y" * rest + "..."
-        assert error.request_id == "z" * rest + "..."
-        longest = "x" * MAX_MESSAGE_LENGTH
-        assert message(json.dumps({"message": longest})) == longest
+        body = json.dumps({"message": "x" * 1_000_000, "code": "y" * 501})
+        error = error_from_response(400, {"mistral-correlation-id": "z" * 501}, body)
+        assert error.message == "x" * 497 + "..."
+        assert error.code == "y" * 497 + "..."
+        assert error.request_id == "z" * 497 + "..."
+        assert message(json.dumps({"message": "x" * 500})) == "x" * 500
 
-    @pytest.mark.parametrize(
-        "control", ["\r\n", "\t", "\0", "\x1b[31m", "\x9b", "\x7f", "\u2028", "\u202e", "\ud800"],
-        ids=ascii,
-    )  # fmt: skip
-    def test_control_characters_are_removed(self, control: str) -> None:
+    def test_control_characters_are_removed(self) -> None:
         """A server must not move the cursor, or forge a line of a log."""
-        text = f"before{control}after"
-        body = json.dumps({"message": text, "code": text, "request_id": text})
-        error = error_from_response(400, {}, body)
-        for shown in (error.message, error.code, error.request_id):
-            assert shown is not None
-            assert shown.isprintable()
-            assert re.fullmatch(r"before (\[31m)?after", shown)
+        for control in "\r\n", "\t", "\0", "\x1b", "\x9b", "\x7f", "\u2028", "\u202e", "\ud800":
+            text = f"before{control}after"
+            body = json.dumps({"message": text, "code": text, "request_id": text})
+            error = error_from_response(400, {}, body)
+            for shown in (error.message, error.code, error.request_id):
+                assert shown == "before after", ascii(control)
 
 
-class TestCode:
+class TestCodeAndRequestId:
     @pytest.mark.parametrize(
         ("body", "code"),
         [
-            ('{"code": "1500"}', "1500"),
             ('{"code": 1500}', "1500"),
             ('{"error": {"code": "invalid_api_key"}, "code": "outer"}', "invalid_api_key"),
             ('{"error": "text", "code": "3505"}', "3505"),
-            ('{"code": null}', None),
             ('{"code": {"a": 1}}', None),
             ('["code"]', None),
         ],
     )
-    def test_it_is_text_or_none(self, body: str, code: str | None) -> None:
+    def test_the_code_is_text_or_none(self, body: str, code: str | None) -> None:
         assert error_from_response(400, {}, body).code == code
 
-
-class TestRequestId:
     @pytest.mark.parametrize(
         ("headers", "body", "request_id"),
         [
@@ -254,7 +228,7 @@ class TestRequestId:
             ({}, "", None),
         ],
     )
-    def test_it_comes_from_the_header_or_else_from_the_body(
+    def test_the_request_id_comes_from_the_header_or_else_from_the_body(
         self, headers: dict[str, str], body: str, request_id: str | None
     ) -> None:
         assert error_from_response(500, headers, body).request_id == request_id
@@ -281,7 +255,6 @@ class TestRetryAfter:
             ("Sun, 06 Nov 1994 08:49:37 GMT", 10.0),
             ("Sunday, 06-Nov-94 08:49:37 GMT", 10.0),
             ("Sun Nov  6 08:49:37 1994", 10.0),
-            ("Sun, 06 Nov 1994 08:49:37 -0000", 10.0),
             ("Sun, 06 Nov 1994 09:49:37 +0100", 10.0),
             ("Sun, 06 Nov 1994 08:49:27 GMT", 0.0),
         ],
@@ -289,18 +262,14 @@ class TestRetryAfter:
     def test_seconds_and_dates(self, value: str, seconds: float) -> None:
         assert parse_retry_after(value, now=DATE - 10) == seconds
 
-    @pytest.mark.parametrize(
-        "value",
-        [None, "", "soon", "2 s", "2,5", "-1", "+5", "1_000", "0x10", "1e3", "inf", "nan",
-         "9" * 400, "٢", "Sun, 06 Nov 1994 08:49:26 GMT", "Sun, 06 Nov 99999 08:49:37 GMT",
-         "Sun, 06 Nov 1994 08:49:37 +9999", "Sun, 99 Nov 1994 08:49:37 GMT",
-         "2030-01-01T00:00:00Z", "Sun,", "1 2 3", "\0"],
-        ids=lambda value: ascii(value)[:40],
-    )  # fmt: skip
-    def test_malformed_negative_infinite_and_past_values_count_as_absent(
-        self, value: str | None
-    ) -> None:
-        assert parse_retry_after(value, now=DATE - 10) is None
+    def test_malformed_negative_infinite_and_past_values_count_as_absent(self) -> None:
+        for value in (
+            None, "", "soon", "2 s", "2,5", "-1", "+5", "1_000", "0x10", "1e3", "inf", "nan",
+            "9" * 400, "٢", "Sun, 06 Nov 1994 08:49:26 GMT", "Sun, 06 Nov 99999 08:49:37 GMT",
+            "Sun, 06 Nov 1994 08:49:37 +9999", "Sun, 99 Nov 1994 08:49:37 GMT",
+            "2030-01-01T00:00:00Z", "Sun,", "1 2 3", "\0",
+        ):  # fmt: skip
+            assert parse_retry_after(value, now=DATE - 10) is None, value
 
     @pytest.mark.skipif(not hasattr(time, "tzset"), reason="Windows does not heed TZ")
     @pytest.mark.parametrize("zone", ["XXX+8", "XXX-9"])

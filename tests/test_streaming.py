@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import responses
+from responses import RequestsMock
 
 from lib import client as client_module
 from lib.client import Limits, MistralClient, Usage
@@ -69,7 +69,7 @@ class TestPieces:
         with RawServer(HEAD, chunk(first), chunk(second), chunk(END), chunk("")) as server:
             assert read_until_it_breaks(server.url) == (["Hello"], None)
 
-    def test_other_lines_and_events_without_text(self, api: responses.RequestsMock) -> None:
+    def test_other_lines_and_events_without_text(self, api: RequestsMock) -> None:
         """Comments keep a connection open; the first event often has a role and no text."""
         chunks = '[{"type": "thinking", "thinking": []}, {"type": "text", "text": "Yes"}]'
         body = (
@@ -107,7 +107,7 @@ class TestBrokenStream:
             pieces, error = read_until_it_breaks(server.url)
         assert pieces == ["Hello"]
         assert isinstance(error, APIStreamBrokenError)
-        assert str(error) == "the stream ended without its end mark"
+        assert "without its end mark" in str(error)
 
     @pytest.mark.parametrize(
         ("fault", "name"),
@@ -127,7 +127,7 @@ class TestBrokenStream:
 
 
 class TestValidationError:
-    def test_a_response_that_is_not_an_event_stream(self, api: responses.RequestsMock) -> None:
+    def test_a_response_that_is_not_an_event_stream(self, api: RequestsMock) -> None:
         api.post(CHAT_URL, body="<html>", content_type="text/html")
         with (
             MistralClient("key") as client,
@@ -142,9 +142,7 @@ class TestValidationError:
         ["", "{", "[]", "5", '{"object": "list"}', '{"choices": 5}', '{"choices": [{}]}',
          '{"choices": [{"delta": {"content": 5}}]}', '{"choices": [], "usage": {}}'],
     )  # fmt: skip
-    def test_an_event_that_is_not_a_chat_completion(
-        self, api: responses.RequestsMock, data: str
-    ) -> None:
+    def test_an_event_that_is_not_a_chat_completion(self, api: RequestsMock, data: str) -> None:
         api.post(CHAT_URL, body=f"data: {data}\n\n", content_type="text/event-stream")
         with MistralClient("key") as client, pytest.raises(APIResponseValidationError):
             next(client.stream(HELLO))
@@ -173,7 +171,7 @@ class TestErrorInStream:
         ],
     )  # fmt: skip
     def test_before_any_text_it_is_the_servers_own_error(
-        self, api: responses.RequestsMock, data: str, name: str, status: int, message: str
+        self, api: RequestsMock, data: str, name: str, status: int, message: str
     ) -> None:
         api.post(CHAT_URL, body=f"data: {data}\n\n", content_type="text/event-stream")
         with MistralClient("test-key") as client, pytest.raises(MistralError) as caught:
