@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,9 @@ from lib.token_limiter import TokenLimiter, estimate_tokens
 from support import RawServer, completion, raw_response, run_in_threads
 
 HELLO = [{"role": "user", "content": "Hello!"}]
-UNLIMITED = RetryBudget(math.inf)
-
-
-@pytest.fixture
-def client() -> Iterator[MistralClient]:
-    """A client for operations that never use it."""
-    with MistralClient("no-key") as client:
-        yield client
+COMPLETION = json.dumps(completion("Hi"))
+UNUSED = MistralClient("no-key")  # for operations that do not use it
+Resilient = Callable[..., ResilientMistralClient]
 
 
 @pytest.fixture
@@ -50,10 +45,15 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "errors.log"
 
 
-def resilient(client: MistralClient, log: Path, **helpers: Any) -> ResilientMistralClient:
-    """Return a client with three attempts without jitter, and the helpers of the test."""
-    defaults = {"retrier": Retrier(3, jitter=False), "logger": ErrorLogger(log)}
-    return ResilientMistralClient(client, **{**defaults, **helpers})
+@pytest.fixture
+def resilient(log: Path) -> Resilient:
+    """Make a client with three attempts without jitter, and the helpers of the test."""
+
+    def make(client: MistralClient = UNUSED, **helpers: Any) -> ResilientMistralClient:
+        defaults = {"retrier": Retrier(3, jitter=False), "logger": ErrorLogger(log)}
+        return ResilientMistralClient(client, **{**defaults, **helpers})
+
+    return make
 
 
 def lines_in(log: Path) -> list[dict[str, Any]]:
@@ -78,9 +78,9 @@ def down() -> InternalServerError:
 
 
 class TestChat:
-    def test_it_recovers_from_failures_and_logs_one_line(self, log: Path) -> None:
+    def test_it_recovers_from_failures(self, resilient: Resilient, log: Path) -> None:
         with MockServer("503,drop") as server, MistralClient("key", base_url=server.url) as client:
-            robust = resilient(client, log, retrier=Retrier(3, base_delay=0.01))
+            robust = resilient(client, retrier=Retrier(3, base_delay=0.01))
             assert robust.chat(HELLO).content == "Hello! How can I assist you today?"
             assert [request.outcome for request in server.log] == ["503", "drop", "200"]
         (line,) = lines_in(log)
@@ -88,60 +88,49 @@ class TestChat:
         assert line["context"] == {"model": "mistral-small-latest", "attempts": 3}
 
     @pytest.mark.parametrize("method", ["chat", "stream"])
-    def test_model_and_parameters_reach_the_server(self, method: str, log: Path) -> None:
+    def test_parameters_reach_the_server(self, resilient: Resilient, method: str) -> None:
         parameters = {"model": "mistral-large-latest", "max_tokens": 5, "temperature": 0.2}
         with (
             RawServer(raw_response("400 No")) as server,
             MistralClient("k", base_url=server.url) as client,
             pytest.raises(BadRequestError),
         ):
-            list(getattr(resilient(client, log), method)(HELLO, **parameters))
+            list(getattr(resilient(client), method)(HELLO, **parameters))
         payload = json.loads(server.requests[0].partition(b"\r\n\r\n")[2])
         assert payload.pop("stream", False) is (method == "stream")
         assert payload == {"messages": HELLO, **parameters}
 
     @pytest.mark.parametrize("messages", [None, [], ["Hello!"]], ids=str)
-    def test_messages_that_cannot_be_right_cost_no_tokens(
-        self, client: MistralClient, log: Path, messages: Any
-    ) -> None:
+    def test_wrong_messages_cost_no_tokens(self, resilient: Resilient, messages: Any) -> None:
         limiter = TokenLimiter(1000)
         with pytest.raises(InvalidRequestError, match="messages"):
-            resilient(client, log, token_limiter=limiter).chat(messages)
+            resilient(token_limiter=limiter).chat(messages)
         assert limiter.available == 1000
 
 
 class TestRequest:
-    def test_the_operation_gets_the_client_and_its_result_comes_back(
-        self, client: MistralClient, log: Path
-    ) -> None:
-        assert resilient(client, log).request(lambda given: given) is client
+    def test_result_of_the_operation(self, resilient: Resilient) -> None:
+        assert resilient().request(lambda client: client) is UNUSED
 
-    def test_the_error_of_the_last_attempt_is_raised(
-        self, client: MistralClient, log: Path, clock: FakeClock
-    ) -> None:
+    def test_error_of_the_last_attempt(self, resilient: Resilient, clock: FakeClock) -> None:
         errors = [down(), APITimeoutError("too late"), down()]
         with pytest.raises(InternalServerError) as raised:
-            resilient(client, log).request(ending_in(*errors))
+            resilient().request(ending_in(*errors))
         assert raised.value is errors[2]
         assert clock.waits == [1, 2]
 
-    def test_without_helpers_of_your_own(
-        self, client: MistralClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_defaults(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.chdir(tmp_path)
-        robust = ResilientMistralClient(client)
-        assert (
-            repr(robust) == f"ResilientMistralClient({client}, {robust.retrier}, {robust.breaker})"
-        )
+        robust = ResilientMistralClient(UNUSED)
+        parts = f"{UNUSED}, {robust.retrier}, {robust.breaker}"
+        assert repr(robust) == f"ResilientMistralClient({parts})"
         assert (robust.breaker.name, robust.breaker.state) == ("mistral-api", "closed")
         robust.request(ending_in("result"))
         assert len(lines_in(tmp_path / "mistral_errors.log")) == 1
 
-    def test_ctrl_c_passes_through_and_leaves_no_state(
-        self, client: MistralClient, log: Path, clock: FakeClock
-    ) -> None:
+    def test_ctrl_c(self, resilient: Resilient, log: Path, clock: FakeClock) -> None:
         breaker = CircuitBreaker("api", failure_threshold=1)
-        robust = resilient(client, log, breaker=breaker, retrier=Retrier(1))
+        robust = resilient(breaker=breaker, retrier=Retrier(1))
         with pytest.raises(InternalServerError):
             robust.request(ending_in(down()))
         clock.now += 60  # the next call is the probe
@@ -151,10 +140,10 @@ class TestRequest:
         assert breaker.state == "closed"
         assert len(lines_in(log)) == 2, "the interrupted request has no line"
 
-    def test_threads_share_a_client(self, client: MistralClient, log: Path) -> None:
+    def test_threads_share_a_client(self, resilient: Resilient, log: Path) -> None:
         breaker = CircuitBreaker("api", failure_threshold=10_000)
-        retrier = Retrier(3, base_delay=0, budget=UNLIMITED)
-        robust = resilient(client, log, retrier=retrier, breaker=breaker)
+        retrier = Retrier(3, base_delay=0, budget=RetryBudget(math.inf))
+        robust = resilient(retrier=retrier, breaker=breaker)
 
         def three_requests() -> list[str]:
             return [
@@ -170,10 +159,8 @@ class TestRequest:
 
 
 class TestLog:
-    def test_one_line_per_request_with_type_context_and_attempts(
-        self, client: MistralClient, log: Path, clock: FakeClock
-    ) -> None:
-        robust = resilient(client, log)
+    def test_one_line_per_request(self, resilient: Resilient, log: Path, clock: FakeClock) -> None:
+        robust = resilient()
         robust.request(ending_in("result"), {"user": "ada"}, type="embedding")
         robust.request(ending_in(down(), down(), "result"))
         with pytest.raises(AuthenticationError):
@@ -185,9 +172,9 @@ class TestLog:
         ]
         assert lines_in(log)[2]["error"]["class"] == "AuthenticationError"
 
-    def test_the_context_of_the_caller_is_copied(self, client: MistralClient, log: Path) -> None:
+    def test_context_is_copied(self, resilient: Resilient, log: Path) -> None:
         context = {"user": "ada"}
-        robust = resilient(client, log)
+        robust = resilient()
         with pytest.raises(BadRequestError):
             robust.request(ending_in(BadRequestError(400, "No")), context)
         assert context == {"user": "ada"}
@@ -198,23 +185,21 @@ class TestLog:
 class TestOrder:
     """log( retry( breaker( limiters( call ))))"""
 
-    def test_the_breaker_counts_each_attempt_and_an_open_circuit_ends_the_retries(
-        self, client: MistralClient, log: Path, clock: FakeClock
+    def test_open_circuit_ends_retries(
+        self, resilient: Resilient, log: Path, clock: FakeClock
     ) -> None:
         breaker = CircuitBreaker("api", failure_threshold=2)
-        robust = resilient(client, log, breaker=breaker, retrier=Retrier(10, jitter=False))
+        robust = resilient(breaker=breaker, retrier=Retrier(10, jitter=False))
         for _ in range(2):
             with pytest.raises(CircuitOpenError):
                 robust.request(ending_in(down(), down()))
             assert clock.waits == [1, 2]
         assert [line["context"]["attempts"] for line in lines_in(log)] == [2, 0]
 
-    def test_a_rejected_call_uses_no_slot_of_the_limiter(
-        self, client: MistralClient, log: Path, clock: FakeClock
-    ) -> None:
+    def test_a_rejected_call_uses_no_slot(self, resilient: Resilient, clock: FakeClock) -> None:
         breaker = CircuitBreaker("api", failure_threshold=1)
         limiter = RateLimiter(60)
-        robust = resilient(client, log, breaker=breaker, limiter=limiter, retrier=Retrier(1))
+        robust = resilient(breaker=breaker, limiter=limiter, retrier=Retrier(1))
         with pytest.raises(InternalServerError):
             robust.request(ending_in(down()))
         for _ in range(5):
@@ -222,30 +207,24 @@ class TestOrder:
                 robust.request(ending_in())
         assert limiter.reserve() == pytest.approx(1, rel=0.001)
 
-    def test_each_attempt_waits_for_its_slot(
-        self, client: MistralClient, log: Path, clock: FakeClock
-    ) -> None:
-        robust = resilient(client, log, limiter=RateLimiter(6))
+    def test_each_attempt_waits_for_its_slot(self, resilient: Resilient, clock: FakeClock) -> None:
+        robust = resilient(limiter=RateLimiter(6))
         robust.request(ending_in(down(), down(), "result"))
         assert clock.now - 1000 == pytest.approx(20, rel=0.001)
 
-    def test_a_wait_for_a_slot_is_not_a_failure_of_the_service(
-        self, client: MistralClient, log: Path, clock: FakeClock
-    ) -> None:
+    def test_waiting_is_not_a_failure(self, resilient: Resilient, clock: FakeClock) -> None:
         breaker = CircuitBreaker("api", failure_threshold=1)
         limiter = RateLimiter(600)
         limiter.pause(30)
         retrier = Retrier(total_timeout=0.5)
-        robust = resilient(client, log, breaker=breaker, limiter=limiter, retrier=retrier)
+        robust = resilient(breaker=breaker, limiter=limiter, retrier=retrier)
         with pytest.raises(TimeoutError, match=r"no request may start within 0\.5 s"):
             robust.request(ending_in("never called"))
         assert clock.waits == []
         assert breaker.state == "closed"
 
-    def test_nothing_is_paced_without_a_limiter(
-        self, client: MistralClient, log: Path, clock: FakeClock
-    ) -> None:
-        robust = resilient(client, log)
+    def test_no_pacing_without_a_limiter(self, resilient: Resilient, clock: FakeClock) -> None:
+        robust = resilient()
         for _ in range(20):
             robust.request(ending_in("result"))
         assert clock.waits == []
@@ -262,10 +241,8 @@ class TestBreaker:
         ],
         ids=lambda case: type(case).__name__ if isinstance(case, Exception) else case,
     )
-    def test_which_errors_open_the_default_one(
-        self, error: Exception, state: str, client: MistralClient, log: Path
-    ) -> None:
-        robust = resilient(client, log, retrier=Retrier(1))
+    def test_which_errors_open_it(self, resilient: Resilient, error: Exception, state: str) -> None:
+        robust = resilient(retrier=Retrier(1))
         for _ in range(robust.breaker.failure_threshold):
             with pytest.raises(type(error)):
                 robust.request(ending_in(error))
@@ -280,22 +257,13 @@ class TestRetryAfter:
         [(0.5, 0.5), (60.0, 60), (86400.0, 60), (None, 0), (0.0, 0), (math.nan, 0), (math.inf, 0),
          (-1.0, 0)],
     )  # fmt: skip
-    def test_it_pauses_both_limiters_but_not_for_longer_than_max_retry_after(
-        self,
-        retry_after: float | None,
-        paused: float,
-        client: MistralClient,
-        log: Path,
-        clock: FakeClock,
+    def test_it_pauses_both_limiters(
+        self, resilient: Resilient, retry_after: float | None, paused: float, clock: FakeClock
     ) -> None:
+        """Not for longer than the retrier's max_retry_after; a senseless number is ignored."""
         limiter, token_limiter = RateLimiter(10**9), TokenLimiter(1000)
-        robust = resilient(
-            client,
-            log,
-            retrier=Retrier(1, max_retry_after=60),
-            limiter=limiter,
-            token_limiter=token_limiter,
-        )
+        retrier = Retrier(1, max_retry_after=60)
+        robust = resilient(retrier=retrier, limiter=limiter, token_limiter=token_limiter)
         error = RateLimitError(429, "Slow down", retry_after=retry_after)
         with pytest.raises(RateLimitError) as raised:
             robust.request(ending_in(error))
@@ -303,20 +271,16 @@ class TestRetryAfter:
         assert limiter.reserve() == pytest.approx(paused, abs=1e-6)
         assert max(0, token_limiter._paused_until - clock.now) == pytest.approx(paused)
 
-    def test_the_retry_waits_as_long_as_the_server_asks(
-        self, client: MistralClient, log: Path, clock: FakeClock
-    ) -> None:
+    def test_the_retry_waits_that_long(self, resilient: Resilient, clock: FakeClock) -> None:
         error = RateLimitError(429, "Slow down", retry_after=7.0)
-        robust = resilient(client, log, limiter=RateLimiter(10**9))
+        robust = resilient(limiter=RateLimiter(10**9))
         assert robust.request(ending_in(error, "result")) == "result"
         assert clock.now - 1000 == pytest.approx(7)
 
 
 class TestErrorLog:
-    def test_failed_attempts_are_remembered_even_if_the_request_recovers(
-        self, client: MistralClient, log: Path, clock: FakeClock
-    ) -> None:
-        robust = resilient(client, log)
+    def test_a_request_that_recovers(self, resilient: Resilient, clock: FakeClock) -> None:
+        robust = resilient()
         robust.request(ending_in(down(), APITimeoutError("late"), "result"), {"user": "ada"})
         assert [(e["type"], e["message"], e["context"]) for e in robust.error_log] == [
             ("InternalServerError", "Service unavailable.", {"user": "ada"}),
@@ -324,10 +288,8 @@ class TestErrorLog:
         ]
         assert all(abs(entry["timestamp"] - time.time()) < 60 for entry in robust.error_log)
 
-    def test_it_holds_the_last_hundred_and_is_a_copy(
-        self, client: MistralClient, log: Path
-    ) -> None:
-        robust = resilient(client, log, breaker=CircuitBreaker("api", failure_threshold=1000))
+    def test_last_hundred(self, resilient: Resilient) -> None:
+        robust = resilient(breaker=CircuitBreaker("api", failure_threshold=1000))
         for number in range(MAX_REMEMBERED_ERRORS + 20):
             with pytest.raises(ValueError, match="number"):
                 robust.request(ending_in(ValueError(f"number {number}")))
@@ -335,12 +297,10 @@ class TestErrorLog:
         messages = [entry["message"] for entry in robust.error_log]
         assert messages == [f"number {number}" for number in range(20, 120)]
 
-    def test_rejected_calls_do_not_push_the_causes_out(
-        self, client: MistralClient, log: Path
-    ) -> None:
+    def test_rejected_calls_are_not_remembered(self, resilient: Resilient) -> None:
         """A rejected call is not an attempt, and a busy program makes hundreds of them."""
         breaker = CircuitBreaker("api", failure_threshold=1)
-        robust = resilient(client, log, breaker=breaker, retrier=Retrier(1))
+        robust = resilient(breaker=breaker, retrier=Retrier(1))
         with pytest.raises(InternalServerError):
             robust.request(ending_in(down()))
         with pytest.raises(CircuitOpenError):
@@ -351,76 +311,56 @@ class TestErrorLog:
 class TestStream:
     """All helpers until the first piece; then the stream is committed."""
 
-    def stream_under(
-        self, faults: str, log: Path, read: Callable[[Iterator[str]], object], **helpers: Any
-    ) -> tuple[object, ResilientMistralClient, list[str]]:
-        """Return what ``read`` returned, the client, and the outcomes of the requests."""
-        with MockServer(faults) as server, MistralClient("k", base_url=server.url) as client:
-            helpers = {"retrier": Retrier(3, base_delay=0.01), **helpers}
-            robust = resilient(client, log, **helpers)
-            result = read(robust.stream(HELLO, max_tokens=10))
-            return result, robust, [request.outcome for request in server.log]
-
-    def test_failures_before_the_first_piece_are_retried(self, log: Path) -> None:
-        text, _, requests = self.stream_under("503,drop", log, "".join)
-        assert text == "Hello! How can I assist you today?"
-        assert requests == ["503", "drop", "200"]
+    def test_failures_before_the_first_piece(self, resilient: Resilient, log: Path) -> None:
+        with MockServer("503,drop") as server, MistralClient("k", base_url=server.url) as client:
+            robust = resilient(client, retrier=Retrier(3, base_delay=0.01))
+            assert "".join(robust.stream(HELLO)) == "Hello! How can I assist you today?"
+            assert [request.outcome for request in server.log] == ["503", "drop", "200"]
         (line,) = lines_in(log)
         assert (line["type"], line["success"]) == ("stream", True)
         assert line["context"] == {"model": "mistral-small-latest", "attempts": 3}
 
-    def test_a_broken_stream_is_not_retried_and_counts_against_the_service(self, log: Path) -> None:
-        def read(stream: Iterator[str]) -> str:
-            with pytest.raises(APIStreamBrokenError) as broken:
-                list(stream)
-            return broken.value.partial_text
-
+    def test_a_broken_stream_is_not_retried(self, resilient: Resilient, log: Path) -> None:
+        """It counts against the service, is logged and remembered."""
         breaker = CircuitBreaker("api", failure_threshold=1)
-        text, robust, requests = self.stream_under("cut", log, read, breaker=breaker)
-        assert str(text).startswith("Hello!")
-        assert requests == ["200 (cut)"]
+        with MockServer("cut") as server, MistralClient("k", base_url=server.url) as client:
+            robust = resilient(client, breaker=breaker)
+            with pytest.raises(APIStreamBrokenError) as broken:
+                list(robust.stream(HELLO))
+            assert [request.outcome for request in server.log] == ["200 (cut)"]
+        assert broken.value.partial_text.startswith("Hello!")
         assert [line["error"]["class"] for line in lines_in(log)] == ["APIStreamBrokenError"]
         assert [entry["type"] for entry in robust.error_log] == ["APIStreamBrokenError"]
         assert breaker.state == "open"
 
-    def test_a_reader_that_stops_early(self, log: Path) -> None:
-        """The request is logged as a success; its estimate stays spent."""
-
-        def read(stream: Iterator[str]) -> str:
-            first = next(stream)
-            stream.close()  # type: ignore[attr-defined]
-            return first
-
-        limiter = TokenLimiter(1000)
-        first, _, _ = self.stream_under("ok", log, read, token_limiter=limiter)
-        assert first == "Hello! "
-        assert [line["success"] for line in lines_in(log)] == [True]
-        assert limiter.available == 1000 - estimate_tokens(HELLO, 10)
-
-    def test_tokens_are_settled_at_the_end(self, log: Path) -> None:
-        limiter = TokenLimiter(1000)
-        self.stream_under("ok", log, list, token_limiter=limiter)
-        assert limiter.available == 1000 - 8
-
-    def test_an_open_circuit_sends_nothing(self, log: Path) -> None:
+    def test_an_open_circuit_sends_nothing(self, resilient: Resilient) -> None:
         breaker = CircuitBreaker("api", failure_threshold=1)
-        with pytest.raises(InternalServerError):
-            breaker.call(lambda: ending_in(down())(None))  # type: ignore[arg-type]
-
-        def read(stream: Iterator[str]) -> None:
+        with MockServer("500") as server, MistralClient("k", base_url=server.url) as client:
+            robust = resilient(client, breaker=breaker, retrier=Retrier(1))
+            with pytest.raises(InternalServerError):
+                next(robust.stream(HELLO))
             with pytest.raises(CircuitOpenError):
-                next(stream)
+                next(robust.stream(HELLO))
+            assert len(server.log) == 1
 
-        _, _, requests = self.stream_under("ok", log, read, breaker=breaker)
-        assert requests == []
+    def test_tokens(self, resilient: Resilient, log: Path) -> None:
+        """They are settled at the end; if the reader stops early, the estimate stays booked."""
+        limiter = TokenLimiter(1000)
+        with MockServer() as server, MistralClient("k", base_url=server.url) as client:
+            robust = resilient(client, token_limiter=limiter)
+            list(robust.stream(HELLO, max_tokens=10))
+            assert limiter.available == 1000 - 8
+            stream = robust.stream(HELLO, max_tokens=10)
+            assert next(stream) == "Hello! "
+            stream.close()
+        assert limiter.available == 1000 - 8 - estimate_tokens(HELLO, 10)
+        assert [line["success"] for line in lines_in(log)] == [True, True]
 
 
 class TestTotalTimeout:
     """The retrier's total timeout bounds a request with all its attempts and waits."""
 
-    def test_each_attempt_gets_what_is_left(
-        self, client: MistralClient, log: Path, clock: FakeClock
-    ) -> None:
+    def test_each_attempt_gets_what_is_left(self, resilient: Resilient, clock: FakeClock) -> None:
         given: list[float] = []
 
         def operation(client: MistralClient) -> None:
@@ -429,21 +369,21 @@ class TestTotalTimeout:
                 clock.now += 100
             raise down()
 
-        robust = resilient(client, log, retrier=Retrier(5, jitter=False, total_timeout=8))
+        robust = resilient(retrier=Retrier(5, jitter=False, total_timeout=8))
         with pytest.raises(InternalServerError):
             robust.request(operation)
         assert given == [8, 7, 5]
 
-    def test_a_timeout_is_above_zero(self, client: MistralClient, log: Path) -> None:
+    def test_a_timeout_is_above_zero(self, resilient: Resilient) -> None:
         """The time may have run out between the retrier's decision and the attempt."""
-        robust = resilient(client, log, retrier=Retrier(1, total_timeout=1e-9))
+        robust = resilient(retrier=Retrier(1, total_timeout=1e-9))
         assert robust.request(lambda client: client._options.total_timeout) == 0.01
 
-    def test_a_response_that_drips(self, log: Path) -> None:
+    def test_a_response_that_drips(self, resilient: Resilient) -> None:
         with MockServer("drip:0.05*") as server, MistralClient("k", base_url=server.url) as client:
             retrier = Retrier(5, base_delay=0.01, total_timeout=0.2)
             with pytest.raises(APITimeoutError, match="total timeout"):
-                resilient(client, log, retrier=retrier).chat(HELLO)
+                resilient(client, retrier=retrier).chat(HELLO)
 
 
 class TestTokenLimiter:
@@ -452,12 +392,10 @@ class TestTokenLimiter:
     @pytest.mark.parametrize(
         ("response", "available"),
         [
-            (raw_response("200 OK", json.dumps(completion("Hi")).encode()), 1000 - 40),
-            (raw_response("200 OK", json.dumps({**completion("Hi"), "usage": None}).encode()),
-             1000 - ESTIMATE),
-            (raw_response("200 OK", json.dumps(completion("Hi")).replace(": 40", ": -4").encode()),
-             1000),
-            (raw_response("200 OK", json.dumps(completion("Hi")).encode(),
+            (raw_response("200 OK", COMPLETION.encode()), 1000 - 40),
+            (raw_response("200 OK", COMPLETION.replace("usage", "bill").encode()), 1000 - ESTIMATE),
+            (raw_response("200 OK", COMPLETION.replace(": 40", ": -4").encode()), 1000),
+            (raw_response("200 OK", COMPLETION.encode(),
                           "x-ratelimit-remaining-tokens-minute: 300"), 300),
             (raw_response("400 No"), 1000),
             (b"", 1000 - ESTIMATE),
@@ -465,26 +403,24 @@ class TestTokenLimiter:
         ids=["usage", "no usage", "negative usage", "limits", "rejected", "no response"],
     )  # fmt: skip
     def test_what_a_call_leaves_of_the_limit(
-        self, response: bytes, available: int, log: Path
+        self, resilient: Resilient, response: bytes, available: int
     ) -> None:
         """A rejected call used no tokens; one without a response may have used all of them."""
         limiter = TokenLimiter(1000)
         with RawServer(response) as server, MistralClient("k", base_url=server.url) as client:
-            robust = resilient(client, log, retrier=Retrier(1), token_limiter=limiter)
+            robust = resilient(client, retrier=Retrier(1), token_limiter=limiter)
             with contextlib.suppress(MistralError):
                 robust.chat(HELLO, max_tokens=10)
         assert limiter.available == available
 
-    def test_an_operation_of_your_own_reserves_none(self, client: MistralClient, log: Path) -> None:
+    def test_an_operation_of_your_own_reserves_none(self, resilient: Resilient) -> None:
         limiter = TokenLimiter(1000)
-        resilient(client, log, token_limiter=limiter).request(ending_in("result"))
+        resilient(token_limiter=limiter).request(ending_in("result"))
         assert limiter.available == 1000
 
-    def test_the_wait_for_room_is_bounded_by_the_total_timeout(
-        self, client: MistralClient, log: Path
-    ) -> None:
+    def test_the_total_timeout_bounds_the_wait(self, resilient: Resilient) -> None:
         limiter = TokenLimiter(1000)
         limiter.pause(30)
-        robust = resilient(client, log, token_limiter=limiter, retrier=Retrier(total_timeout=0.01))
+        robust = resilient(token_limiter=limiter, retrier=Retrier(total_timeout=0.01))
         with pytest.raises(TimeoutError, match="no room for"):
             robust.chat(HELLO)
