@@ -44,21 +44,12 @@ from lib.errors import (
 from support import WIRE_BODIES
 
 STATUS_CLASSES: dict[int, type[APIStatusError]] = {
-    400: BadRequestError,
-    401: AuthenticationError,
-    402: PaymentRequiredError,
-    403: PermissionDeniedError,
-    404: NotFoundError,
-    408: RequestTimeoutError,
-    409: ConflictError,
-    413: APIStatusError,
-    422: UnprocessableEntityError,
-    429: RateLimitError,
-    500: InternalServerError,
-    502: InternalServerError,
-    503: InternalServerError,
+    400: BadRequestError, 401: AuthenticationError, 402: PaymentRequiredError,
+    403: PermissionDeniedError, 404: NotFoundError, 408: RequestTimeoutError, 409: ConflictError,
+    413: APIStatusError, 422: UnprocessableEntityError, 429: RateLimitError,
+    500: InternalServerError, 502: InternalServerError, 503: InternalServerError,
     504: InternalServerError,
-}
+}  # fmt: skip
 
 
 class TestTree:
