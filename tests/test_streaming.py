@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import time
 from collections.abc import Iterator
 
@@ -63,6 +64,12 @@ class TestPieces:
             client.stream(HELLO) as stream,
         ):
             assert next(stream) == "Hel"
+
+    def test_a_compressed_stream(self) -> None:
+        body = gzip.compress((event("Hello") + END).encode())
+        head = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+        with RawServer(head, b"%x\r\n%s\r\n" % (len(body), body), chunk("")) as server:
+            assert read_until_it_breaks(server.url) == (["Hello"], None)
 
     def test_an_event_in_two_chunks(self) -> None:
         first, second = event("Hello")[:20], event("Hello")[20:]
@@ -147,11 +154,14 @@ class TestValidationError:
         with MistralClient("key") as client, pytest.raises(APIResponseValidationError):
             next(client.stream(HELLO))
 
-    def test_an_endless_stream(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 1000)
-        with RawServer(HEAD, chunk("x" * 500), chunk("x" * 500), chunk("x")) as server:
+    def test_a_stream_that_is_too_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        body = event("Hello") + END
+        monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", len(body))
+        with RawServer(HEAD, chunk(body), chunk("")) as server:
+            assert read_until_it_breaks(server.url) == (["Hello"], None)
+        with RawServer(HEAD, chunk("\n"), chunk(body), chunk("")) as server:
             pieces, error = read_until_it_breaks(server.url)
-        assert (pieces, str(error)) == ([], "the response is longer than 1000 bytes")
+        assert (pieces, str(error)) == ([], f"the response is longer than {len(body)} bytes")
 
 
 class TestErrorInStream:
@@ -167,6 +177,7 @@ class TestErrorInStream:
             ('{"error": {"message": "Odd", "code": 399}}', "InternalServerError", 500, "Odd"),
             ('{"error": {"message": "Odd", "code": 400}}', "BadRequestError", 400, "Odd"),
             ('{"error": {"message": "Odd", "code": 599}}', "InternalServerError", 599, "Odd"),
+            ('{"error": {"message": "Odd", "code": 600}}', "InternalServerError", 500, "Odd"),
             ('{"error": "for test-key"}', "InternalServerError", 500, "for [redacted]"),
         ],
     )  # fmt: skip
