@@ -59,11 +59,7 @@ class TestRequest:
 
     def test_parameters_are_passed_on(self, api: RequestsMock, client: MistralClient) -> None:
         api.post(CHAT_URL, json=completion("Hi"))
-        parameters: dict[str, Any] = {
-            "model": "ministral-8b-latest",
-            "temperature": 0.2,
-            "stream": False,
-        }
+        parameters: dict[str, Any] = {"model": "ministral-8b", "temperature": 0.2, "stream": False}
         client.chat(HELLO, max_tokens=5, **parameters)
         assert sent(api) == {"messages": HELLO, "max_tokens": 5, **parameters}
 
@@ -88,7 +84,7 @@ class TestRequest:
 
 
 class TestInvalidRequest:
-    """A request that cannot be right is not sent."""
+    """An invalid request is not sent."""
 
     def test_messages(self, client: MistralClient) -> None:
         wrong: list[Any] = [
@@ -118,9 +114,7 @@ class TestInvalidRequest:
         with pytest.raises(InvalidRequestError, match="call stream"):
             client.chat(HELLO, stream=True)
 
-    def test_it_opens_no_circuit_is_not_retried_and_no_fallback_hides_it(
-        self, client: MistralClient
-    ) -> None:
+    def test_it_opens_no_circuit_and_no_fallback_hides_it(self, client: MistralClient) -> None:
         breaker = CircuitBreaker("api", failure_threshold=1)
         handler = FallbackHandler()
         handler.add_strategy("apology", lambda context: "Please try again later.")
@@ -155,9 +149,7 @@ class TestTimeoutArguments:
     def test_wrong_timeout(self) -> None:
         wrong: list[Any] = [0, -1, float("nan"), 86401, "5", True, (5,), (5, 0), (1, 2, 3), [5, 60]]
         for timeout in wrong:
-            with pytest.raises(
-                ValueError, match=r"^timeout must be a number of seconds > 0, .* got"
-            ):
+            with pytest.raises(ValueError, match=r"^timeout must be a number of seconds > 0, "):
                 MistralClient("test-key", timeout=timeout)
             with pytest.raises(ValueError, match="timeout"):
                 MistralClient("test-key").with_options(timeout=timeout)
@@ -192,11 +184,7 @@ class TestCompletion:
         ids=["empty", "no chunks", "chunks", "thinking", "tool calls"],
     )  # fmt: skip
     def test_text_of_every_shape_of_content(
-        self,
-        api: RequestsMock,
-        client: MistralClient,
-        message: dict[str, Any],
-        text: str,
+        self, api: RequestsMock, client: MistralClient, message: Any, text: str
     ) -> None:
         api.post(CHAT_URL, body=with_message(message))
         assert client.chat(HELLO).content == text

@@ -250,7 +250,7 @@ class TestBreaker:
 
 
 class TestRetryAfter:
-    """A 429 is news for everyone who shares the limiters."""
+    """A 429 pauses every caller that shares the limiters."""
 
     @pytest.mark.parametrize(
         ("retry_after", "paused"),

@@ -95,7 +95,7 @@ def session(request: pytest.FixtureRequest) -> Iterator[requests.Session | None]
 
 
 class TestConnectionError:
-    """Each says what happened; ``type(...) is``: only a wait that was too long is a timeout."""
+    """The message names what happened. Only a wait that was too long is an APITimeoutError."""
 
     def test_refused(self) -> None:
         with refusing_url() as url:
@@ -298,7 +298,7 @@ class TestConnections:
             assert (len(server.requests), server.connections) == (2, 1)
 
     def test_nothing_is_left_open(self) -> None:
-        gc.collect()  # what other tests left is not meant
+        gc.collect()  # leftovers of other tests do not count
         threads = threading.active_count()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
