@@ -89,7 +89,7 @@ def failure_after(response: bytes, *, then: str = "hang up", timeout: float = 5)
 
 @pytest.fixture(params=["session of the client", "session of your own"])
 def session(request: pytest.FixtureRequest) -> Iterator[requests.Session | None]:
-    """The client must be as careful with a session that it was given."""
+    """None, or a session of your own: the client is as careful with both."""
     with requests.Session() as session:
         yield session if request.param == "session of your own" else None
 
