@@ -435,7 +435,7 @@ class TestFuzz:
     )
     def test_mutated_responses(self, original: bytes, call: Call) -> None:
         chance = random.Random(27)
-        responses = [mutated(original, chance) for _ in range(200)]
+        responses = [mutated(original, chance) for _ in range(100)]
         ends = {"result": 0, "error": 0}
         with serving(responses) as url, MistralClient(KEY, base_url=url, timeout=5) as client:
             for _ in responses:
