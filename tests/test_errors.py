@@ -84,6 +84,9 @@ class TestTree:
         assert APIResponseValidationError("x").status_code == 200
         assert APIStreamBrokenError("x", "Hel").status_code == 200
 
+    def test_a_broken_stream_keeps_its_text(self) -> None:
+        assert APIStreamBrokenError("x", "Hel").partial_text == "Hel"
+
     @pytest.mark.parametrize(
         "error",
         [
@@ -112,8 +115,9 @@ class TestErrorTable:
 
     def test_rows_by_status(self) -> None:
         assert {row.status for row in ERROR_TABLE} == {*STATUS_CLASSES, None}
-        for status in STATUS_CLASSES:
-            assert error_info(status).status == status
+        for status in range(300, 701):
+            expected = status if status in STATUS_CLASSES else None
+            assert error_info(status).status == expected, status
 
     def test_class_by_status(self) -> None:
         """A status without a row gets the row of its family: 5xx, or any other."""
