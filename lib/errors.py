@@ -269,25 +269,25 @@ def explain(error: BaseException) -> str:
     if last_failure is not None:  # a CircuitOpenError
         seconds = getattr(error, "retry_after", 0.0)
         return f"{error} (after {last_failure}): try again in {math.ceil(seconds)} s."
-    if not isinstance(error, MistralError):
-        return f"{type(error).__name__}: {error}"
     row = _row_of(error)
+    if row is None:
+        return f"{type(error).__name__}: {error}"
     detail = str(error)
     if isinstance(error, APIStatusError):
         detail = f"{error.status_code}, {detail}"
-    if error.retry_after is not None:
-        detail += f"; the server asks for {error.retry_after:g} s"
+        if error.retry_after is not None:
+            detail += f"; the server asks for {error.retry_after:g} s"
     return f"{row.meaning[0].upper()}{row.meaning[1:]} ({detail}): {row.what_to_do}."
 
 
-def _row_of(error: MistralError) -> ErrorInfo:
-    """Return the row of the error's class and status, or of the nearest class above it."""
+def _row_of(error: BaseException) -> ErrorInfo | None:
+    """Return the row of the error's class and status, or of the nearest class with a row."""
     status = getattr(error, "status_code", None)
     for cls in type(error).__mro__:
         rows = [row for row in ERROR_TABLE if row.error is cls]
         for row in sorted(rows, key=lambda row: (row.status != status, row.status is not None)):
             return row
-    return ERROR_TABLE[-1]
+    return None
 
 
 def error_from_response(status_code: int, headers: Mapping[str, str], body: str) -> APIStatusError:

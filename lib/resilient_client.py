@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypedDict, TypeVar
 from .circuit_breaker import CircuitBreaker
 from .client import ChatCompletion, ChatStream, Limits, MistralClient, Usage
 from .error_logger import ErrorLogger
-from .errors import APIStatusError, RateLimitError
+from .errors import APIStatusError, InvalidRequestError, RateLimitError
 from .retry import Retrier
 from .token_limiter import TokenLimiter, TokenReservation, estimate_tokens
 
@@ -257,8 +257,9 @@ class _Request:
         self._owner.logger.log_request(self._type, error is None, error, context)
 
     def _after_error(self, error: Exception) -> None:
-        """Free the tokens of a rejected request. After a 429, pause all callers."""
-        if isinstance(error, APIStatusError) and self._reservation is not None:
+        """Free the tokens of a request that did no work. After a 429, pause all callers."""
+        no_work = isinstance(error, (APIStatusError, InvalidRequestError))
+        if no_work and self._reservation is not None:
             self._reservation.settle(0)
         if isinstance(error, RateLimitError) and 0 < (error.retry_after or 0) < math.inf:
             seconds = min(error.retry_after or 0, self._owner.retrier.max_retry_after)
