@@ -67,67 +67,6 @@ class ChatCompletion:
     limits: Limits = Limits()
 
 
-class ChatStream(Iterator[str]):
-    """Iterate over the text of a streamed response: ``for piece in stream``.
-
-    ``limits`` is known after the first piece, ``finish_reason`` and ``usage`` when the
-    stream has ended. Close the stream if you stop early, to close its connection:
-    ``with client.stream(...) as stream`` does that.
-    """
-
-    def __init__(self, transport: Transport, payload: bytes, options: _Options) -> None:
-        self.finish_reason = ""
-        self.usage: Usage | None = None
-        self.limits = Limits()
-        self._pieces = self._read(transport, payload, options)
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Stop reading. Closes the connection, unless the stream has already ended."""
-        self._pieces.close()
-
-    def __enter__(self) -> ChatStream:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def _read(
-        self, transport: Transport, payload: bytes, options: _Options
-    ) -> Generator[str, None, None]:
-        received: list[str] = []
-        try:
-            with transport.send(
-                "POST", "/chat/completions", payload, options.timeout, options.total_timeout
-            ) as response:
-                self.limits = _limits(response.headers)
-                for event in _parse_sse(response):
-                    if isinstance(event, dict) and "choices" not in event:
-                        raise _error_in_stream(event, response)
-                    if piece := self._text_of(event):
-                        received.append(piece)
-                        yield piece
-        except MistralError as error:
-            if not received:
-                raise
-            raise APIStreamBrokenError(str(error), "".join(received)) from error
-
-    def _text_of(self, event: Any) -> str:
-        """Return the text in an event; store its finish reason and usage."""
-        try:
-            for choice in event["choices"]:
-                self.finish_reason = str(choice.get("finish_reason") or self.finish_reason)
-            if event.get("usage") is not None:
-                self.usage = _usage(event["usage"])
-            return "".join(
-                _content_text(choice["delta"].get("content")) for choice in event["choices"]
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            raise APIResponseValidationError("the stream is not a chat completion") from None
-
-
 @dataclass(frozen=True)
 class _Options:
     """The timeouts of a client's calls, in seconds."""
@@ -254,6 +193,67 @@ class MistralClient:
             method, path, payload, options.timeout, options.total_timeout
         ) as response:
             return _parse_json(response.read()), response.headers
+
+
+class ChatStream(Iterator[str]):
+    """Iterate over the text of a streamed response: ``for piece in stream``.
+
+    ``limits`` is known after the first piece, ``finish_reason`` and ``usage`` when the
+    stream has ended. Close the stream if you stop early, to close its connection:
+    ``with client.stream(...) as stream`` does that.
+    """
+
+    def __init__(self, transport: Transport, payload: bytes, options: _Options) -> None:
+        self.finish_reason = ""
+        self.usage: Usage | None = None
+        self.limits = Limits()
+        self._pieces = self._read(transport, payload, options)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop reading. Closes the connection, unless the stream has already ended."""
+        self._pieces.close()
+
+    def __enter__(self) -> ChatStream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _read(
+        self, transport: Transport, payload: bytes, options: _Options
+    ) -> Generator[str, None, None]:
+        received: list[str] = []
+        try:
+            with transport.send(
+                "POST", "/chat/completions", payload, options.timeout, options.total_timeout
+            ) as response:
+                self.limits = _limits(response.headers)
+                for event in _parse_sse(response):
+                    if isinstance(event, dict) and "choices" not in event:
+                        raise _error_in_stream(event, response)
+                    if piece := self._text_of(event):
+                        received.append(piece)
+                        yield piece
+        except MistralError as error:
+            if not received:
+                raise
+            raise APIStreamBrokenError(str(error), "".join(received)) from error
+
+    def _text_of(self, event: Any) -> str:
+        """Return the text in an event; store its finish reason and usage."""
+        try:
+            for choice in event["choices"]:
+                self.finish_reason = str(choice.get("finish_reason") or self.finish_reason)
+            if event.get("usage") is not None:
+                self.usage = _usage(event["usage"])
+            return "".join(
+                _content_text(choice["delta"].get("content")) for choice in event["choices"]
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            raise APIResponseValidationError("the stream is not a chat completion") from None
 
 
 def _check_timeout(timeout: float | tuple[float, float]) -> tuple[float, float]:

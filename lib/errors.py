@@ -284,9 +284,9 @@ def _row_of(error: BaseException) -> ErrorInfo | None:
     """Return the row of the error's class and status, or of the nearest class with a row."""
     status = getattr(error, "status_code", None)
     for cls in type(error).__mro__:
-        rows = [row for row in ERROR_TABLE if row.error is cls]
-        for row in sorted(rows, key=lambda row: (row.status != status, row.status is not None)):
-            return row
+        rows = {row.status: row for row in ERROR_TABLE if row.error is cls}
+        if rows:
+            return rows.get(status) or rows.get(None) or next(iter(rows.values()))
     return None
 
 
