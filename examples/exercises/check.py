@@ -1,28 +1,31 @@
 """Check an exercise, rule by rule.
 
+    python examples/exercises/check.py                  # an overview of your progress
     python examples/exercises/check.py 1                # your file, ex1_retry_pool.py
     python examples/exercises/check.py 1 --hint 2       # with a stronger hint (1 to 3)
     python examples/exercises/check.py 1 examples/solutions/ex1_retry_pool.py
 
-Exit code: 0 when every rule holds, 1 when one doesn't, 2 for a command that can't be right.
+Exit code: 0 if every rule holds (the overview: always), 1 if one does not, 2 for wrong arguments.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import importlib
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from examples.exercises.rules import DidNotComeBackError, Rule, in_words, load, within
-from examples.lesson import prepare_console
+from examples.exercises.rules import DidNotReturnError, Rule, describe, load, within
+from examples.lesson import FAILED, Parser, UsageError, run_command
 
 EXERCISES = {
     1: "ex1_retry_pool.py",
@@ -30,120 +33,149 @@ EXERCISES = {
     3: "ex3_health_monitor.py",
     4: "ex4_capstone.py",
 }
-SECONDS_A_RULE = 5.0
+SECONDS_PER_RULE = 5.0  # ends an endless loop; a rule takes a fraction of a second
 WIDTH = 96
+MARKS = {"ok": "✓", "not yet": "✗", "not tried": "-"}
 
 
 class Verdict(NamedTuple):
-    """How a rule fared: "ok", "not yet" or "not tried"."""
+    """What came of one rule; ``actual`` says what happened instead, or why it was not tried."""
 
+    number: int
     rule: Rule
-    outcome: str
-    came_back: str = ""
-    error: BaseException | None = None
+    outcome: Literal["ok", "not yet", "not tried"]
+    actual: str = ""
 
 
-class NotEvenLoadedError(Exception):
-    """The learner's file can't be run at all; the message says why."""
+class CannotLoadError(Exception):
+    """The learner's file cannot be run at all; the message says why."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    prepare_console()
-    options = _parse(arguments)
+def main() -> int:
+    options = _parse()
+    if options.number is None:
+        return show_overview()
     path = options.file or Path(__file__).with_name(EXERCISES[options.number])
-    return check(options.number, path, hint=options.hint, limit=options.limit)
+    return check_exercise(options.number, path, hint=options.hint)
 
 
-def check(
-    number: int,
-    path: Path,
-    *,
-    hint: int = 1,
-    limit: float = SECONDS_A_RULE,
-    say: Callable[[str], object] = print,
-) -> int:
-    """Try every rule of the exercise on the file, and ``say`` how each fared; 0 if all hold."""
-    say(f"Exercise {number}: {_shown(path)}\n")
+def show_overview() -> int:
+    """Print the progress in each exercise."""
+    for number, file in EXERCISES.items():
+        print(f"  {number}  {file:<24}{_progress(number, Path(__file__).with_name(file))}")
+    print("\nCheck one of them, rule by rule: make check N=1")
+    return 0
+
+
+def check_exercise(number: int, path: Path, *, hint: int = 1) -> int:
+    """Check every rule of the exercise on the file, print the verdicts; return the exit code."""
+    shown = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
     try:
-        their = load_learners_file(path, limit)
-    except NotEvenLoadedError as error:
-        say(f"  ✗ not yet    {error}")
-        return 1
-    held, rules = 0, rules_of(number)
-    told_unwritten = False  # once is enough: an exercise not begun yet is no failure
-    for verdict in judge(rules, their, limit):
-        unwritten = isinstance(verdict.error, NotImplementedError)
-        say(_in_lines(verdict, details=not (unwritten and told_unwritten)))
+        solution = load_solution(path)
+    except CannotLoadError as error:
+        print(f"Exercise {number}: {shown}\n\n  ✗ {error}")
+        return FAILED
+    rules = rules_of(number)
+    if not_started(path):
+        print(f"Exercise {number}: {shown} is not started.\n")
+        print('Read the top of the file, write your code between "TODO: yours from here" and')
+        print(f'"to here", and check again. There are {len(rules)} rules.')
+        _print_hint(number, solution, hint)
+        return FAILED
+    print(f"Exercise {number}: {shown}\n")
+    held = 0
+    for verdict in check_rules(rules, solution):
         held += verdict.outcome == "ok"
-        told_unwritten = told_unwritten or unwritten
+        print("\n".join(_lines(verdict)))
     if held == len(rules):
-        say(f"\nAll {held} rules hold.")
+        print(f"\nAll {held} rules hold.")
         if path.parent.name != "solutions":
-            say(f"Compare: examples/solutions/{EXERCISES[number]}")
+            print(f"Compare: examples/solutions/{EXERCISES[number]}")
         return 0
-    say(f"\n{held} of {len(rules)} rules hold. Fix the first that doesn't, and check again.")
-    hints = getattr(their, "HINTS", ())
-    if hint <= len(hints):
-        say("\n" + textwrap.fill(f"Hint {hint} of {len(hints)}: {hints[hint - 1]}", WIDTH))
-    if hint < len(hints):
-        say(f"A stronger one: make check N={number} ARGS='--hint {hint + 1}'")
-    return 1
+    print(f"\n{held} of {len(rules)} rules hold. Fix the first that does not, and check again.")
+    _print_hint(number, solution, hint)
+    return FAILED
 
 
-def load_learners_file(path: Path, limit: float = SECONDS_A_RULE) -> Any:
-    """The file as a module. Raises NotEvenLoadedError, with a sentence to act on."""
+def load_solution(path: Path) -> Any:
+    """Load the learner's file as a module. Raises CannotLoadError."""
     try:
-        return within(limit, lambda: load(path))
+        return within(SECONDS_PER_RULE, lambda: load(path))
     except SyntaxError as error:
         where = f" at line {error.lineno}: {error.text.strip()}" if error.text else ""
-        raise NotEvenLoadedError(f"Python can't read your file ({error.msg}){where}") from error
-    except DidNotComeBackError as error:
-        message = f"your file did not return within {limit:g} s: is there an endless loop?"
-        raise NotEvenLoadedError(message) from error
+        raise CannotLoadError(f"Python can't read your file ({error.msg}){where}") from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise NotEvenLoadedError(in_words(error, str(path))) from error
-
-
-def judge(rules: list[Rule], their: Any, limit: float = SECONDS_A_RULE) -> Iterator[Verdict]:
-    """Try each rule on the learner's module."""
-    stuck = False
-    for rule in rules:
-        # After a rule that hangs, its threads still run and would spoil the others.
-        verdict = Verdict(rule, "not tried") if stuck else _try(rule, their, limit)
-        stuck = stuck or isinstance(verdict.error, DidNotComeBackError)
-        yield verdict
+        raise CannotLoadError(describe(error, str(path))) from error
 
 
 def rules_of(number: int) -> list[Rule]:
-    """The rules of an exercise, in the order in which they stand in its file."""
+    """Return the rules of an exercise, in the order of its file."""
     module = importlib.import_module(f"examples.exercises.rules_{number}")
     return [value for value in vars(module).values() if isinstance(value, Rule)]
 
 
-def _try(rule: Rule, their: Any, limit: float) -> Verdict:
+def check_rules(rules: Sequence[Rule], solution: Any) -> Iterator[Verdict]:
+    """Check each rule on the learner's module, unless a rule that it needs does not hold."""
+    endless_loop = False
+    failed: dict[Rule, int] = {}
+    for number, rule in enumerate(rules, 1):
+        needed = [failed[other] for other in rule.needs if other in failed]
+        if endless_loop:
+            yield Verdict(number, rule, "not tried", "the call above still runs")
+        elif needed:
+            failed[rule] = min(needed)
+            yield Verdict(number, rule, "not tried", f"needs rule {min(needed)}")
+        else:
+            actual, endless_loop = _check(rule, solution)
+            if actual:
+                failed[rule] = number
+            yield Verdict(number, rule, "not yet" if actual else "ok", actual)
+
+
+def not_started(path: Path) -> bool:
+    """Return True if all functions but __init__ still only raise NotImplementedError."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.FunctionDef) and node.name != "__init__"
+    ]
+    bodies = [[ast.unparse(line) for line in function.body[1:]] for function in functions]
+    return bool(bodies) and all(body == ["raise NotImplementedError"] for body in bodies)
+
+
+def _progress(number: int, path: Path) -> str:
     try:
-        came_back = within(limit, lambda: rule.judge(their))
+        with contextlib.redirect_stdout(None):
+            solution = load_solution(path)
+            if not_started(path):
+                return "not started"
+            outcomes = [verdict.outcome for verdict in check_rules(rules_of(number), solution)]
+    except CannotLoadError as error:
+        return str(error)
+    held = outcomes.count("ok")
+    return "done" if held == len(outcomes) else f"{held} of {len(outcomes)} rules"
+
+
+def _check(rule: Rule, solution: Any) -> tuple[str, bool]:
+    """Return what happened instead of what the rule expects, and whether the call still runs."""
+    try:
+        return within(SECONDS_PER_RULE, lambda: rule.check(solution)) or "", False
     except KeyboardInterrupt:
         raise
-    except DidNotComeBackError as error:
-        why = "is a lock held while waiting, or taken twice by one thread?"
-        came_back = f"it did not return within {limit:g} s: {why}"
-        return Verdict(rule, "not yet", came_back, error)
     except BaseException as error:
-        return Verdict(rule, "not yet", in_words(error, their.__file__), error)
-    return Verdict(rule, "not yet", came_back) if came_back else Verdict(rule, "ok")
+        return describe(error, solution.__file__), isinstance(error, DidNotReturnError)
 
 
-def _in_lines(verdict: Verdict, *, details: bool) -> str:
-    mark = {"ok": "✓", "not yet": "✗"}.get(verdict.outcome, "-")
-    lines = [f"  {mark} {verdict.outcome:<10} {verdict.rule.says}"]
-    if verdict.outcome == "not yet" and details:
-        lines += _field("called:", verdict.rule.called)
-        lines += _field("came back:", verdict.came_back)
-        lines += _field("expected:", verdict.rule.expected)
-    return "\n".join(lines)
+def _lines(verdict: Verdict) -> Iterator[str]:
+    number, rule, outcome, actual = verdict
+    reason = f" ({actual})" if outcome == "not tried" else ""
+    yield f"  {MARKS[outcome]} {outcome:<10}{number:>3}. {rule.description}{reason}"
+    if outcome == "not yet":
+        yield from _field("called:", rule.called)
+        yield from _field("actual:", actual)
+        yield from _field("expected:", rule.expected)
 
 
 def _field(name: str, text: str) -> Iterator[str]:
@@ -154,45 +186,32 @@ def _field(name: str, text: str) -> Iterator[str]:
         label = indent
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"check.py: {message}\n")
+def _print_hint(number: int, solution: Any, hint: int) -> None:
+    hints = getattr(solution, "HINTS", ())
+    if hint <= len(hints):
+        print("\n" + textwrap.fill(f"Hint {hint} of {len(hints)}: {hints[hint - 1]}", WIDTH))
+    if hint < len(hints):
+        print(f"A stronger hint: make check N={number} ARGS='--hint {hint + 1}'")
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="check.py", allow_abbrev=False, description="Check an exercise.")
-    parser.add_argument("number", nargs="?", help="which exercise: 1 to 4")
-    parser.add_argument("file", nargs="?", type=Path, help="another file than the exercise itself")
+def _parse() -> argparse.Namespace:
+    parser = Parser(prog="check.py", description="Check an exercise, or show your progress.")
+    parser.add_argument("number", nargs="?", type=int, choices=EXERCISES, help="which exercise")
+    parser.add_argument("file", nargs="?", type=Path, help="a file other than the exercise's own")
     parser.add_argument("--hint", type=int, choices=(1, 2, 3), default=1, help="how strong a hint")
-    parser.add_argument("--limit", type=float, default=SECONDS_A_RULE,
-                        help="seconds that a rule may take, default: 5")  # fmt: skip
-    options = parser.parse_args(arguments)
-    if options.number not in [str(number) for number in EXERCISES]:
-        parser.error("which exercise? Give a number from 1 to 4, as in `make check N=1` "
-                     "or `python examples/exercises/check.py 1`.")  # fmt: skip
-    options.number = int(options.number)
-    if not 0 < options.limit <= 3600:
-        parser.error("--limit must be a number of seconds above 0, and an hour at most.")
+    options = parser.parse_args()
     if options.file and not (options.file.is_file() and os.access(options.file, os.R_OK)):
-        parser.error(f"there is no file {options.file} that can be read.")
+        raise UsageError(f"There is no readable file {options.file}.")
     return options
 
 
-def _shown(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
-
-
-def _run() -> int:
+def run() -> NoReturn:
+    """Run the command and exit, even if a call in the learner's file never returns."""
     try:
-        code = main()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 141
-    return code
+        run_command(main)
+    except SystemExit as exit_:
+        os._exit(int(exit_.code or 0))  # sys.exit would wait for the threads of that call
 
 
 if __name__ == "__main__":
-    # Not sys.exit: that would wait for whatever threads the learner's code left behind.
-    os._exit(_run())
+    run()

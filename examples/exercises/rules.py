@@ -5,86 +5,92 @@ from __future__ import annotations
 import builtins
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, TypeVar
 
+from examples.exercises.explore import DeadlockError, Errors, RunThreads, Scheduler
+from examples.exercises.virtual_modules import import_with, virtual_modules
+
 T = TypeVar("T")
+Check = Callable[[Any], "str | None"]
 
 MODULE_NAME = "your_solution"
-PATIENCE = 0.2  # seconds; a thread that begins nothing for so long waits for something
 
 
 @dataclass(frozen=True)
 class Rule:
     """One thing that must hold.
 
-    ``called`` and ``expected`` say in words what ``judge`` does and awaits. It is given
-    the learner's module, and returns what came back instead, or None if all is as expected.
+    ``called`` and ``expected`` say in words what ``check`` does and expects. ``check`` gets
+    the learner's module, and returns what happened instead, or None if all is as expected.
+    A rule is not tried if one of those that it ``needs`` does not hold: it would only fail too.
     """
 
-    says: str
+    description: str
     called: str
     expected: str
-    judge: Callable[[Any], str | None]
+    needs: tuple[Rule, ...]
+    check: Check
 
 
-def rule(says: str, *, called: str, expected: str) -> Callable[[Callable[[Any], str | None]], Rule]:
+def rule(
+    description: str, *, called: str, expected: str, needs: tuple[Rule, ...] = ()
+) -> Callable[[Check], Rule]:
     """Make a function a Rule."""
-    return lambda judge: Rule(says, called, expected, judge)
+    return lambda check: Rule(description, called, expected, needs, check)
 
 
 def load(path: Path) -> Any:
-    """The learner's file as a module, under a clock that a rule may move on.
+    """Load the learner's file as a module whose locks and clock belong to a Scheduler.
 
-    Whatever goes wrong in it comes through as it is: SyntaxError, OSError, their errors.
+    Raises whatever the file raises, SyntaxError included.
     """
     code = compile(path.read_bytes(), str(path), "exec")
+    scheduler = Scheduler(str(path))
+    modules = virtual_modules(scheduler)
     module = ModuleType(MODULE_NAME)
-    module.__file__ = str(path)
-    module.__dict__["__clock__"] = clock = _Clock("time")
-    module.__dict__["__builtins__"] = {**vars(builtins), "__import__": _import_with(clock)}
+    vars(module).update(
+        __file__=str(path),
+        __scheduler__=scheduler,
+        __builtins__={**vars(builtins), "__import__": import_with(modules)},
+        __threading__=modules["threading"],
+    )
     sys.modules[MODULE_NAME] = module  # dataclasses look their module up
-    exec(code, module.__dict__)
+    exec(code, vars(module))
     return module
 
 
-def move_clock(their: Any, seconds: float) -> None:
-    """For the learner's file, ``time.monotonic()`` is so much later from now on."""
-    their.__clock__.ahead += seconds
+def explore(solution: Any, scenario: Callable[[RunThreads], str | None]) -> str | None:
+    """Run the scenario under every single interruption of a thread; see Scheduler.explore."""
+    scheduler: Scheduler = solution.__scheduler__
+    return scheduler.explore(scenario, lambda error: describe(error, solution.__file__))
 
 
-class _Clock(ModuleType):
-    """The module ``time``, as the learner's file finds it."""
-
-    ahead = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
+def run_in_threads(
+    solution: Any, *actions: Callable[[], object], expected: Errors = ()
+) -> list[Any]:
+    """Run each action in a thread until it ends or waits; return what each returned or raised."""
+    scheduler: Scheduler = solution.__scheduler__
+    return scheduler.run(*actions, expected=expected)
 
 
-def _import_with(clock: ModuleType) -> Callable[..., Any]:
-    def find(name: str, *args: Any, **kwargs: Any) -> Any:
-        return clock if name == "time" else builtins.__import__(name, *args, **kwargs)
-
-    return find
+def advance_clock(solution: Any, seconds: float) -> None:
+    """Let time pass for the learner's file."""
+    solution.__scheduler__.advance(seconds)
 
 
-class DidNotComeBackError(Exception):
-    """What was called is still running when its time is up."""
+class DidNotReturnError(Exception):
+    """A call still runs when its time is up."""
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:
-    """The action's result, or its error; DidNotComeBackError if it takes longer.
+    """Return the action's result or raise its error; DidNotReturnError if it takes longer.
 
-    It then goes on in its thread: nothing in Python can stop it but the program's end.
+    The action then goes on in its thread: Python has no way to stop it.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -92,7 +98,7 @@ def within(seconds: float, action: Callable[[], T]) -> T:
     def run() -> None:
         try:
             results.append(action())
-        except BaseException as error:  # sys.exit() in their file must not end ours
+        except BaseException as error:  # sys.exit() in the learner's file must not end the check
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -102,91 +108,11 @@ def within(seconds: float, action: Callable[[], T]) -> T:
         raise error
     for result in results:
         return result
-    raise DidNotComeBackError
+    raise DidNotReturnError(f"it did not return within {seconds:g} s: is there an endless loop?")
 
 
-def run_in_lockstep(
-    their: Any,
-    *actions: Callable[[], object],
-    expected: type[Exception] | tuple[type[Exception], ...] = (),
-) -> list[Any]:
-    """Do all actions at once, each in a thread: the result of each, or its expected error.
-
-    The threads go through the learner's file in step, instruction by instruction. So a gap
-    between two that belong together is found every time, not once in a while. An error
-    that isn't expected is raised here.
-    """
-    outcomes: list[Any] = [None] * len(actions)
-    step = _Step(len(actions), their.__file__)
-
-    def run(index: int) -> None:
-        sys.settrace(step.trace(index))
-        try:
-            outcomes[index] = actions[index]()
-        except BaseException as error:
-            outcomes[index] = error
-        finally:
-            sys.settrace(None)
-            step.leave(index)
-
-    threads = [
-        threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(actions))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException) and not isinstance(outcome, expected):
-            raise outcome
-    return outcomes
-
-
-class _Step:
-    """Keeps threads in step: none begins an instruction before all others have begun as many.
-
-    A thread that waits for something else (a lock, a connection) is waited for once,
-    and joins the others again with the next instruction that it begins.
-    """
-
-    def __init__(self, threads: int, file: str) -> None:
-        self._file = file
-        self._changed = threading.Condition()
-        self._steps = [0] * threads  # begun so far, by each
-        self._in_step = set(range(threads))
-
-    def trace(self, index: int) -> Callable[[FrameType, str, Any], Any]:
-        """A trace function (see sys.settrace) for one of the threads."""
-
-        def trace(frame: FrameType, event: str, arg: Any) -> Any:
-            if frame.f_code.co_filename != self._file:
-                return None
-            frame.f_trace_opcodes = True  # += is one line, but others may get in between
-            if event == "opcode":
-                self._begin_step(index)
-            return trace
-
-        return trace
-
-    def leave(self, index: int) -> None:
-        with self._changed:
-            self._in_step.discard(index)
-            self._changed.notify_all()
-
-    def _begin_step(self, index: int) -> None:
-        with self._changed:
-            self._in_step.add(index)
-            self._steps[index] += 1
-            self._changed.notify_all()
-            if not self._changed.wait_for(lambda: not self._behind(index), PATIENCE):
-                self._in_step -= self._behind(index)
-
-    def _behind(self, index: int) -> set[int]:
-        return {other for other in self._in_step if self._steps[other] < self._steps[index]}
-
-
-def instead_of(expected: type[Exception], action: Callable[[], object]) -> str:
-    """What came instead of the expected error, or "" if it came; any other error is raised."""
+def missing(expected: type[Exception], action: Callable[[], object]) -> str:
+    """Return "" if the action raises the expected error, else what it returned, in words."""
     try:
         result = action()
     except expected:
@@ -194,14 +120,18 @@ def instead_of(expected: type[Exception], action: Callable[[], object]) -> str:
     return f"no {expected.__name__}, but {result!r}"
 
 
-def in_words(error: BaseException, their_file: str) -> str:
-    """'your code raised X at line N', for an error out of the learner's file."""
+def describe(error: BaseException, file: str) -> str:
+    """Say what was raised, and at which line of the learner's file."""
+    if isinstance(error, (DeadlockError, DidNotReturnError)):
+        return str(error)
     if isinstance(error, AttributeError) and getattr(error.obj, "__name__", "") == MODULE_NAME:
         return f"your file has no {error.name}"
-    said = type(error).__name__ + (f" ({error})" if str(error) else "")
-    lines = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == their_file
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
     ]
-    if not lines:
-        return f"the call raised {said}"
-    return f"your code raised {said} at line {lines[-1].lineno}: {lines[-1].line}"
+    if isinstance(error, NotImplementedError) and frames:
+        return f"{frames[-1].name} is not written yet (line {frames[-1].lineno})"
+    raised = type(error).__name__ + (f" ({error})" if str(error) else "")
+    if not frames:
+        return f"the call raised {raised}"
+    return f"your code raised {raised} at line {frames[-1].lineno}: {frames[-1].line}"

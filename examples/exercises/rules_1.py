@@ -3,257 +3,350 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from examples.exercises.rules import instead_of, rule, run_in_lockstep
+from examples.exercises.explore import RunThreads
+from examples.exercises.rules import explore, missing, rule, run_in_threads
 from lib.retry import Retrier
 
 
 class Connection:
-    """Nothing but its health; ``close`` is noted."""
+    """A connection that is healthy until a rule says otherwise."""
 
     def __init__(self) -> None:
-        self.works = True
+        self.healthy = True
         self.closed = False
 
     def close(self) -> None:
-        """Note it."""
+        """Record that it was closed."""
         self.closed = True
 
 
 class WithoutClose:
-    """Some connections just end."""
+    """A connection that has no close()."""
 
-    works = True
+    healthy = True
+    closed = False
+
+
+@dataclass
+class Equal:
+    """A connection that equals every other one and has no hash."""
+
+    healthy: bool = True
+    closed: bool = False
 
 
 class UnavailableError(Exception):
-    """What ``create`` meets; worth a retry."""
+    """A transient error of ``create`` or ``is_healthy``."""
 
     retryable = True
 
 
 class Factory:
-    """The ``create`` of a pool: notes what it made, and fails as often as it is told to."""
+    """A ``create`` that records what it made, and fails as often as a rule asks for."""
 
-    def __init__(self, kind: Callable[[], Any] = Connection) -> None:
-        self.made: list[Any] = []
+    def __init__(self, kind: Callable[[], Any] = Connection, failures: int = 0) -> None:
+        self.created: list[Any] = []
         self.calls = 0
-        self.failures_to_come = 0
+        self.failures_left = failures
+        self.most_open = 0
         self._kind = kind
 
     def __call__(self) -> Any:
-        """Make one, or fail."""
+        """Create a connection or fail."""
         self.calls += 1
-        if self.failures_to_come:
-            self.failures_to_come -= 1
+        if self.failures_left:
+            self.failures_left -= 1
             raise UnavailableError("no connection can be made")
-        self.made.append(self._kind())
-        return self.made[-1]
+        self.created.append(self._kind())
+        self.most_open = max(self.most_open, sum(not each.closed for each in self.created))
+        return self.created[-1]
 
 
-def works(connection: Any) -> bool:
-    return bool(connection.works)
+def is_healthy(connection: Any) -> bool:
+    return bool(connection.healthy)
+
+
+def retrier(max_attempts: int) -> Retrier:
+    return Retrier(max_attempts, base_delay=0)
+
+
+@rule(
+    "the first connection comes from create",
+    called="get_connection() of a new pool",
+    expected="what create() returned",
+)
+def comes_from_create(solution: Any) -> str | None:
+    create = Factory()
+    connection = solution.RetryPool(create, is_healthy).get_connection()
+    if not create.created:
+        return f"{connection!r}; create was not called"
+    return None if connection is create.created[0] else f"{connection!r}"
 
 
 @rule(
     "a returned connection is used again",
     called="c = get_connection(), release_connection(c), get_connection()",
-    expected="c again; create called once",
+    expected="c; create is called once",
+    needs=(comes_from_create,),
 )
-def used_again(their: Any) -> str | None:
+def used_again(solution: Any) -> str | None:
     create = Factory()
-    pool = their.RetryPool(create, works)
+    pool = solution.RetryPool(create, is_healthy)
     first = pool.get_connection()
-    if first is not create.made[0]:
-        return f"get_connection() returned {first!r}, not what create() made"
     pool.release_connection(first)
     second = pool.get_connection()
-    return None if second is first else f"another one; create called {create.calls} times"
+    return None if second is first else f"another connection; create was called {create.calls} times"
 
 
 @rule(
-    "at most max_connections exist, however many threads ask",
-    called="RetryPool(..., max_connections=2), then get_connection(timeout=0.2) in 6 threads",
-    expected="2 connections are made, and 4 threads get a TimeoutError",
+    "at most max_connections are created, however many threads ask",
+    called="max_connections=2; 3 threads call get_connection(timeout=0.2)",
+    expected="2 connections are created, and 1 thread gets a TimeoutError",
+    needs=(comes_from_create,),
 )
-def never_too_many(their: Any) -> str | None:
-    create = Factory()
-    pool = their.RetryPool(create, works, max_connections=2)
-    ask = partial(pool.get_connection, timeout=0.2)
-    outcomes = run_in_lockstep(their, *[ask] * 6, expected=TimeoutError)
-    refused = sum(isinstance(outcome, TimeoutError) for outcome in outcomes)
-    if (len(create.made), refused) == (2, 4):
-        return None
-    return f"{len(create.made)} connections were made, {refused} threads got a TimeoutError"
+def never_too_many(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        create = Factory()
+        pool = solution.RetryPool(create, is_healthy, max_connections=2)
+        get = partial(pool.get_connection, timeout=0.2)
+        outcomes = run(get, get, get, expected=TimeoutError)
+        timeouts = sum(isinstance(outcome, TimeoutError) for outcome in outcomes)
+        if (len(create.created), timeouts) == (2, 1):
+            return None
+        return f"{len(create.created)} connections were created, {timeouts} threads got TimeoutError"
+
+    return explore(solution, scenario)
 
 
 @rule(
-    "a caller that finds every connection checked out gets the next one returned",
-    called="max_connections=1; get_connection() while it is checked out; returned after 0.2 s",
-    expected="that connection, as soon as it is returned",
+    "a timeout is a TimeoutError, and uses up no permit",
+    called="max_connections=1; while it is checked out, get_connection(timeout=0.05) twice; then "
+    "it is returned; then get_connection(timeout=0.05)",
+    expected="2 TimeoutErrors, then the connection",
+    needs=(used_again,),
 )
-def waits_for_one(their: Any) -> str | None:
-    create = Factory()
-    pool = their.RetryPool(create, works, max_connections=1)
-    first = pool.get_connection()
-
-    def give_back_later() -> None:
-        time.sleep(0.2)
-        pool.release_connection(first)
-
-    _, second = run_in_lockstep(their, give_back_later, pool.get_connection, expected=TimeoutError)
-    if second is first:
-        return None
-    return "a TimeoutError" if isinstance(second, TimeoutError) else "another connection"
-
-
-@rule(
-    "waiting too long is a TimeoutError, and uses up no place",
-    called="max_connections=1; while it is out, get_connection(timeout=0.05), twice; then it is "
-    "given back, then get_connection(timeout=0.05)",
-    expected="two TimeoutErrors, then the connection",
-)
-def timeout_uses_no_place(their: Any) -> str | None:
-    pool = their.RetryPool(Factory(), works, max_connections=1)
+def timeout_uses_no_permit(solution: Any) -> str | None:
+    pool = solution.RetryPool(Factory(), is_healthy, max_connections=1)
     first = pool.get_connection()
     for which in ("first", "second"):
-        if problem := instead_of(TimeoutError, partial(pool.get_connection, timeout=0.05)):
+        if problem := missing(TimeoutError, partial(pool.get_connection, timeout=0.05)):
             return f"the {which} time, {problem}"
     pool.release_connection(first)
     try:
         pool.get_connection(timeout=0.05)
     except TimeoutError:
-        return "a TimeoutError at the end too: the timeouts before have used up the place"
+        return "3 TimeoutErrors: the first two have used up the permit"
     return None
 
 
 @rule(
-    "one that went bad while it was idle is closed, and replaced",
-    called="c = get_connection(), release_connection(c); is_healthy(c) is now False; "
-    "get_connection()",
-    expected="another connection that works; c is closed",
+    "a caller that finds every connection checked out gets the next one returned",
+    called="max_connections=1, c is checked out; thread 1 calls get_connection(), thread 2 "
+    "release_connection(c)",
+    expected="thread 1 gets c",
+    needs=(used_again,),
 )
-def sick_one_is_replaced(their: Any) -> str | None:
-    pool = their.RetryPool(Factory(), works, max_connections=1)
-    first = pool.get_connection()
-    pool.release_connection(first)
-    first.works = False
-    second = pool.get_connection(timeout=1)
-    if second is first:
-        return "the same one, though is_healthy would have said False"
-    return None if first.closed else "another one, but the first was never closed"
+def waits_for_one(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        pool = solution.RetryPool(Factory(), is_healthy, max_connections=1)
+        first = pool.get_connection()
+        second, _ = run(pool.get_connection, partial(pool.release_connection, first))
+        return None if second is first else f"thread 1 got {second!r}"
+
+    return explore(solution, scenario)
 
 
 @rule(
-    "one without a close() is replaced as well",
-    called="the same, with connections that have no close()",
-    expected="another connection",
+    "one returned connection serves one waiting caller; the other waits on",
+    called="max_connections=1, c is checked out; threads 1 and 2 call get_connection(timeout=5), "
+    "thread 3 release_connection(c)",
+    expected="one thread gets c, the other a TimeoutError",
+    needs=(waits_for_one, timeout_uses_no_permit),
 )
-def close_may_be_missing(their: Any) -> str | None:
-    pool = their.RetryPool(Factory(WithoutClose), works, max_connections=1)
+def serves_one_caller(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        create = Factory()
+        pool = solution.RetryPool(create, is_healthy, max_connections=1)
+        first = pool.get_connection()
+        get = partial(pool.get_connection, timeout=5)
+        one, other, _ = run(
+            get, get, partial(pool.release_connection, first), expected=TimeoutError
+        )
+        timeouts = sum(isinstance(outcome, TimeoutError) for outcome in (one, other))
+        if timeouts == 1 and first in (one, other) and create.calls == 1:
+            return None
+        return f"{timeouts} TimeoutErrors; create was called {create.calls} times"
+
+    return explore(solution, scenario)
+
+
+@rule(
+    "an idle connection goes to one thread only",
+    called="max_connections=2, one connection is idle; 2 threads call get_connection()",
+    expected="2 different connections",
+    needs=(used_again,),
+)
+def idle_goes_to_one_thread(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        pool = solution.RetryPool(Factory(), is_healthy, max_connections=2)
+        pool.release_connection(pool.get_connection())
+        one, other = run(pool.get_connection, pool.get_connection)
+        return None if one is not other else "both threads got the same connection"
+
+    return explore(solution, scenario)
+
+
+@rule(
+    "a connection that became unhealthy is closed, then replaced",
+    called="c = get_connection(), release_connection(c); is_healthy(c) is now False; "
+    "get_connection()",
+    expected="another connection; c is closed before that one is created",
+    needs=(used_again,),
+)
+def unhealthy_one_is_replaced(solution: Any) -> str | None:
+    create = Factory()
+    pool = solution.RetryPool(create, is_healthy, max_connections=1)
     first = pool.get_connection()
     pool.release_connection(first)
-    first.works = False
+    first.healthy = False
+    second = pool.get_connection(timeout=1)
+    if second is first:
+        return "c, although is_healthy(c) is False"
+    if not first.closed:
+        return "another connection, but c was not closed"
+    return None if create.most_open == 1 else "another connection, created before c was closed"
+
+
+@rule(
+    "a connection without close() is replaced as well",
+    called="the same, with connections that have no close()",
+    expected="another connection",
+    needs=(unhealthy_one_is_replaced,),
+)
+def close_may_be_missing(solution: Any) -> str | None:
+    pool = solution.RetryPool(Factory(WithoutClose), is_healthy, max_connections=1)
+    first = pool.get_connection()
+    pool.release_connection(first)
+    first.healthy = False
     return "the same one" if pool.get_connection(timeout=1) is first else None
 
 
 @rule(
-    "an error out of is_healthy means no",
-    called="c = get_connection(), release_connection(c); is_healthy(c) now raises; "
+    "an error raised by is_healthy means unhealthy",
+    called="c = get_connection(), release_connection(c); is_healthy(c) now raises an error; "
     "get_connection()",
     expected="another connection; c is closed",
+    needs=(unhealthy_one_is_replaced,),
 )
-def error_means_unhealthy(their: Any) -> str | None:
-    def ask(connection: Connection) -> bool:
-        raise UnavailableError("no answer to the health check")
+def error_means_unhealthy(solution: Any) -> str | None:
+    def raise_error(connection: Connection) -> bool:
+        raise UnavailableError("the health check got no response")
 
-    pool = their.RetryPool(Factory(), ask, max_connections=1)
+    pool = solution.RetryPool(Factory(), raise_error, max_connections=1)
     first = pool.get_connection()
     pool.release_connection(first)
     try:
         second = pool.get_connection(timeout=1)
     except UnavailableError:
-        return "the error of is_healthy came through"
+        return "get_connection() raised the error of is_healthy"
     if second is first:
-        return "the same one"
-    return None if first.closed else "another one, but the first was never closed"
+        return "c"
+    return None if first.closed else "another connection, but c was not closed"
 
 
 @rule(
-    "create is retried, by the retrier",
+    "create is retried with the retrier",
     called="Retrier(max_attempts=3); create() fails twice, then works; get_connection()",
-    expected="a connection; create called 3 times",
+    expected="a connection; create is called 3 times",
+    needs=(comes_from_create,),
 )
-def creation_is_retried(their: Any) -> str | None:
-    create = Factory()
-    create.failures_to_come = 2
-    pool = their.RetryPool(create, works, retrier=Retrier(max_attempts=3, base_delay=0))
+def creation_is_retried(solution: Any) -> str | None:
+    create = Factory(failures=2)
+    pool = solution.RetryPool(create, is_healthy, retrier=retrier(3))
     try:
         pool.get_connection()
     except UnavailableError:
-        return f"the error of create; create called {create.calls} times"
+        return f"the error of create; create was called {create.calls} times"
     return None if create.calls == 3 else f"create was called {create.calls} times"
 
 
 @rule(
-    "so is the making of a replacement",
-    called="a connection goes bad; create() fails once, then works; get_connection()",
-    expected="another connection; create called twice for it",
+    "creating a replacement is retried too",
+    called="a connection became unhealthy; create() fails once, then works; get_connection()",
+    expected="another connection; create is called twice for it",
+    needs=(unhealthy_one_is_replaced, creation_is_retried),
 )
-def replacing_is_retried(their: Any) -> str | None:
+def replacement_is_retried(solution: Any) -> str | None:
     create = Factory()
-    pool = their.RetryPool(create, works, retrier=Retrier(max_attempts=3, base_delay=0))
+    pool = solution.RetryPool(create, is_healthy, retrier=retrier(3))
     first = pool.get_connection()
     pool.release_connection(first)
-    first.works, create.calls, create.failures_to_come = False, 0, 1
+    first.healthy, create.calls, create.failures_left = False, 0, 1
     try:
         pool.get_connection()
     except UnavailableError:
-        return f"the error of create; create called {create.calls} times"
+        return f"the error of create; create was called {create.calls} times"
     return None if create.calls == 2 else f"create was called {create.calls} times"
 
 
 @rule(
-    "when create fails for good, its error comes through and the place is free again",
+    "if all attempts to create fail, the error is raised and the permit is free again",
     called="max_connections=1, Retrier(max_attempts=2); create() fails twice: get_connection(); "
     "then it works: get_connection(timeout=0.05)",
     expected="the error of create, after 2 calls of it; then a connection",
+    needs=(creation_is_retried,),
 )
-def failure_frees_the_place(their: Any) -> str | None:
-    create = Factory()
-    create.failures_to_come = 2
-    retrier = Retrier(max_attempts=2, base_delay=0)
-    pool = their.RetryPool(create, works, max_connections=1, retrier=retrier)
-    if problem := instead_of(UnavailableError, pool.get_connection):
-        return f"{problem}; create called {create.calls} times"
+def failure_frees_the_permit(solution: Any) -> str | None:
+    create = Factory(failures=2)
+    pool = solution.RetryPool(create, is_healthy, max_connections=1, retrier=retrier(2))
+    if problem := missing(UnavailableError, pool.get_connection):
+        return f"{problem}; create was called {create.calls} times"
     try:
         pool.get_connection(timeout=0.05)
     except TimeoutError:
-        return "the error of create, then a TimeoutError: the place is still taken"
+        return "the error of create, then a TimeoutError: the permit is still taken"
     return None
 
 
 @rule(
-    "the with-block gives its connection back, after an error too",
-    called="max_connections=1; twice: with pool.connection(timeout=0.05): raise an error",
-    expected="the error comes out of both blocks, and each got a connection",
+    "a failed create lets a waiting caller go on",
+    called="max_connections=1; create() fails the first time; 2 threads call get_connection()",
+    expected="one thread gets the error of create, the other a connection",
+    needs=(failure_frees_the_permit,),
 )
-def with_block_gives_back(their: Any) -> str | None:
+def failure_wakes_a_caller(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        create = Factory(failures=1)
+        pool = solution.RetryPool(create, is_healthy, max_connections=1, retrier=retrier(1))
+        outcomes = run(pool.get_connection, pool.get_connection, expected=UnavailableError)
+        errors = sum(isinstance(outcome, UnavailableError) for outcome in outcomes)
+        return None if errors == 1 else f"{errors} threads got the error of create"
+
+    return explore(solution, scenario)
+
+
+@rule(
+    "the with block returns its connection, after an error too",
+    called="max_connections=1; twice: with pool.connection(timeout=0.05): raise an error",
+    expected="each block gets a connection, and its error is raised",
+    needs=(comes_from_create,),
+)
+def with_block_returns_it(solution: Any) -> str | None:
     create = Factory()
-    pool = their.RetryPool(create, works, max_connections=1)
+    pool = solution.RetryPool(create, is_healthy, max_connections=1)
     for which in ("first", "second"):
         try:
             with pool.connection(timeout=0.05) as connection:
-                if connection is not create.made[0]:
+                if connection is not create.created[0]:
                     return f"the {which} block got {connection!r}"
                 raise UnavailableError("in the block")
         except TimeoutError:
-            return f"a TimeoutError: the {which} block got none, nobody had given it back"
+            return f"the {which} block got a TimeoutError: no connection was returned"
         except UnavailableError:
             continue
         return f"the {which} block swallowed the error"
@@ -261,71 +354,115 @@ def with_block_gives_back(their: Any) -> str | None:
 
 
 @rule(
-    "giving back what isn't out is a ValueError, and changes nothing",
+    "returning a connection that is not checked out is a ValueError, and changes nothing",
     called="max_connections=1; release_connection(c) a second time, release_connection(foreign); "
     "then get_connection() twice",
-    expected="two ValueErrors; then c, and a TimeoutError",
+    expected="2 ValueErrors; then c, and a TimeoutError",
+    needs=(used_again, timeout_uses_no_permit),
 )
-def nothing_foreign(their: Any) -> str | None:
-    pool = their.RetryPool(Factory(), works, max_connections=1)
+def nothing_foreign(solution: Any) -> str | None:
+    pool = solution.RetryPool(Factory(), is_healthy, max_connections=1)
     first = pool.get_connection()
     pool.release_connection(first)
     for what, connection in [("c a second time", first), ("foreign", Connection())]:
-        if problem := instead_of(ValueError, partial(pool.release_connection, connection)):
+        if problem := missing(ValueError, partial(pool.release_connection, connection)):
             return f"{problem}, for {what}"
     if pool.get_connection(timeout=0.05) is not first:
-        return "two ValueErrors, then a connection that isn't c"
-    if problem := instead_of(TimeoutError, partial(pool.get_connection, timeout=0.05)):
-        return f"two ValueErrors, then c, then {problem}"
+        return "2 ValueErrors, then a connection that is not c"
+    if problem := missing(TimeoutError, partial(pool.get_connection, timeout=0.05)):
+        return f"2 ValueErrors, then c, then {problem}"
     return None
 
 
 @rule(
-    "no lock is held while create runs",
-    called="get_connection() in 2 threads; each create() waits 1 s at most for the other to begin",
-    expected="both are under way at the same time",
+    "connections that are equal are not the same one",
+    called="connections that are all equal (==) and have no hash; c, d = get_connection(), "
+    "get_connection(); release_connection(c) twice, release_connection(d)",
+    expected="a ValueError for c the second time, and none for d",
+    needs=(nothing_foreign,),
 )
-def creations_overlap(their: Any) -> str | None:
-    meeting = Meeting()
+def told_apart_by_identity(solution: Any) -> str | None:
+    pool = solution.RetryPool(Factory(Equal), is_healthy, max_connections=2)
+    first, second = pool.get_connection(), pool.get_connection()
+    pool.release_connection(first)
+    if problem := missing(ValueError, partial(pool.release_connection, first)):
+        return f"{problem}, for c the second time"
+    pool.release_connection(second)
+    return None
+
+
+@rule(
+    "a connection that two threads return at the same moment is returned once",
+    called="max_connections=1, c is checked out; 2 threads call release_connection(c); then "
+    "get_connection(timeout=0.05) twice",
+    expected="1 ValueError; then c, and a TimeoutError",
+    needs=(nothing_foreign,),
+)
+def returned_once(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        pool = solution.RetryPool(Factory(), is_healthy, max_connections=1)
+        release = partial(pool.release_connection, pool.get_connection())
+        outcomes = run(release, release, expected=ValueError)
+        errors = sum(isinstance(outcome, ValueError) for outcome in outcomes)
+        if errors != 1:
+            return f"{errors} ValueErrors"
+        pool.get_connection(timeout=0.05)
+        if problem := missing(TimeoutError, partial(pool.get_connection, timeout=0.05)):
+            return f"1 ValueError, then c, then {problem}"
+        return None
+
+    return explore(solution, scenario)
+
+
+@rule(
+    "no lock is held while create runs",
+    called="2 threads call get_connection(); each create() waits up to 1 s for the other one",
+    expected="both run at the same time",
+    needs=(comes_from_create,),
+)
+def creations_overlap(solution: Any) -> str | None:
+    meeting = Meeting(solution)
 
     def create() -> Connection:
         meeting.wait()
         return Connection()
 
-    pool = their.RetryPool(create, works)
-    run_in_lockstep(their, pool.get_connection, pool.get_connection)
-    return None if meeting.took_place else "the second create() began when the first had ended"
+    pool = solution.RetryPool(create, is_healthy)
+    run_in_threads(solution, pool.get_connection, pool.get_connection)
+    return None if meeting.took_place else "the second create() began after the first had ended"
 
 
 @rule(
     "no lock is held while is_healthy runs",
-    called="2 idle connections, get_connection() in 2 threads; each is_healthy() waits 1 s at most "
-    "for the other to begin",
-    expected="both are under way at the same time",
+    called="2 idle connections, 2 threads call get_connection(); each is_healthy() waits up to 1 s "
+    "for the other one",
+    expected="both run at the same time",
+    needs=(used_again,),
 )
-def health_checks_overlap(their: Any) -> str | None:
-    meeting = Meeting()
+def health_checks_overlap(solution: Any) -> str | None:
+    meeting = Meeting(solution)
 
     def is_healthy(connection: Connection) -> bool:
         meeting.wait()
         return True
 
-    pool = their.RetryPool(Factory(), is_healthy)
+    pool = solution.RetryPool(Factory(), is_healthy)
     for connection in [pool.get_connection(), pool.get_connection()]:
         pool.release_connection(connection)
-    run_in_lockstep(their, pool.get_connection, pool.get_connection)
-    return None if meeting.took_place else "the second is_healthy() began when the first had ended"
+    run_in_threads(solution, pool.get_connection, pool.get_connection)
+    return None if meeting.took_place else "the second is_healthy() began after the first had ended"
 
 
 class Meeting:
-    """Where two threads wait for each other, but not for long."""
+    """Where two threads wait for each other, for up to a second of virtual time."""
 
-    def __init__(self) -> None:
+    def __init__(self, solution: Any) -> None:
         self.took_place = False
-        self._barrier = threading.Barrier(2)
+        self._barrier = solution.__threading__.Barrier(2)
+        self._broken_barrier = solution.__threading__.BrokenBarrierError
 
     def wait(self) -> None:
-        """Until the other comes too, or a second has passed."""
-        with contextlib.suppress(threading.BrokenBarrierError):
+        """Wait until the other thread comes too, or a second has passed."""
+        with contextlib.suppress(self._broken_barrier):
             self._barrier.wait(timeout=1.0)
             self.took_place = True

@@ -6,16 +6,17 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from examples.exercises.rules import instead_of, rule, run_in_lockstep
+from examples.exercises.explore import RunThreads
+from examples.exercises.rules import explore, missing, rule
 from lib.client import Usage
 
-# One USD for a thousand tokens of prompt, two for a thousand of answer: easy to reckon with.
-ROUND = 'prices {"round": 1000 USD in, 2000 USD out, a million tokens}'
+# 1000 prompt tokens cost 1 USD, 1000 completion tokens cost 2 USD.
+PRICES = 'prices={"round": Price(prompt=Decimal(1000), completion=Decimal(2000))}'
 
 
-def controller(their: Any, budget: str) -> Any:
-    price = their.Price(prompt=Decimal(1000), completion=Decimal(2000))
-    return their.CostController(Decimal(budget), prices={"round": price})
+def controller(solution: Any, budget: str) -> Any:
+    price = solution.Price(prompt=Decimal(1000), completion=Decimal(2000))
+    return solution.CostController(Decimal(budget), prices={"round": price})
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
@@ -23,173 +24,192 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Usage:
 
 
 def differs(control: Any, spent: str, reserved: str, remaining: str) -> str | None:
-    """The three amounts, unless they are these. That they are exact is a rule of its own."""
+    """Return the three amounts, or None if they are as expected; float is allowed here."""
     found = (control.spent, control.reserved, control.remaining)
-    wanted = (spent, reserved, remaining)
-    if [Decimal(str(amount)) for amount in found] == [Decimal(amount) for amount in wanted]:
+    expected = (spent, reserved, remaining)
+    if [Decimal(str(amount)) for amount in found] == [Decimal(amount) for amount in expected]:
         return None
     return f"spent {found[0]}, reserved {found[1]}, remaining {found[2]}"
 
 
 @rule(
     "reserve sets the worst case aside",
-    called=f'CostController(Decimal(10), {ROUND}), reserve("round", 1000, 1000)',
+    called=f'CostController(Decimal(10), {PRICES}), reserve("round", 1000, 1000)',
     expected="a reservation of 3 USD; spent 0, reserved 3, remaining 7",
 )
-def reserves_the_worst_case(their: Any) -> str | None:
-    control = controller(their, "10")
+def reserves_the_worst_case(solution: Any) -> str | None:
+    control = controller(solution, "10")
     reservation = control.reserve("round", 1000, 1000)
-    if not isinstance(reservation, their.Reservation):
-        return f"{reservation!r}, which is no Reservation"
+    if not isinstance(reservation, solution.Reservation):
+        return f"{reservation!r}, which is not a Reservation"
     if Decimal(str(reservation.amount)) != 3:
         return f"a reservation of {reservation.amount} USD"
     return differs(control, "0", "3", "7")
 
 
 @rule(
-    "settle spends what the call did cost, and frees the rest",
-    called="the same, then settle(reservation, usage) with 1000 tokens of prompt and 100 of answer",
+    "settle spends what the call cost, and frees the rest",
+    called="the same, then settle(reservation, usage) with 1000 prompt tokens and 100 completion "
+    "tokens",
     expected="spent 1.2, reserved 0, remaining 8.8",
+    needs=(reserves_the_worst_case,),
 )
-def settles_with_the_usage(their: Any) -> str | None:
-    control = controller(their, "10")
+def settles_with_the_usage(solution: Any) -> str | None:
+    control = controller(solution, "10")
     control.settle(control.reserve("round", 1000, 1000), usage(1000, 100))
     return differs(control, "1.2", "0", "8.8")
 
 
 @rule(
-    "an answer that cost more than was reserved is spent in full",
-    called='CostController(Decimal(1), ...), reserve("round", 0, 500), settle with 1500 tokens of '
-    'answer, reserve("round", 1, 0)',
+    "a response that cost more than was reserved is spent in full",
+    called='CostController(Decimal(1), ...), reserve("round", 0, 500), settle with 1500 completion '
+    'tokens, reserve("round", 1, 0)',
     expected="spent 3, reserved 0, remaining -2; then BudgetExceededError",
+    needs=(settles_with_the_usage,),
 )
-def spends_more_than_reserved(their: Any) -> str | None:
-    control = controller(their, "1")
+def spends_more_than_reserved(solution: Any) -> str | None:
+    control = controller(solution, "1")
     control.settle(control.reserve("round", 0, 500), usage(0, 1500))
     again = partial(control.reserve, "round", 1, 0)
-    return differs(control, "3", "0", "-2") or instead_of(their.BudgetExceededError, again)
+    return differs(control, "3", "0", "-2") or missing(solution.BudgetExceededError, again)
 
 
 @rule(
     "release frees the whole reservation",
     called='CostController(Decimal(10), ...), release(reserve("round", 1000, 1000))',
     expected="spent 0, reserved 0, remaining 10",
+    needs=(reserves_the_worst_case,),
 )
-def release_frees(their: Any) -> str | None:
-    control = controller(their, "10")
+def release_frees(solution: Any) -> str | None:
+    control = controller(solution, "10")
     control.release(control.reserve("round", 1000, 1000))
     return differs(control, "0", "0", "10")
 
 
 @rule(
-    "an answer without a usage costs what was reserved",
+    "a response without usage costs what was reserved",
     called='CostController(Decimal(10), ...), settle(reserve("round", 1000, 1000), None)',
     expected="spent 3, reserved 0, remaining 7",
+    needs=(settles_with_the_usage,),
 )
-def no_usage_costs_the_reservation(their: Any) -> str | None:
-    control = controller(their, "10")
+def no_usage_costs_the_reservation(solution: Any) -> str | None:
+    control = controller(solution, "10")
     control.settle(control.reserve("round", 1000, 1000), None)
     return differs(control, "3", "0", "7")
 
 
 @rule(
-    "the budget may be used to the last cent, and not beyond",
+    "the whole budget can be reserved, and no more",
     called='CostController(Decimal(3), ...), reserve("round", 1001, 1000), '
     'reserve("round", 1000, 1000)',
     expected="BudgetExceededError, with nothing set aside; then a reservation of 3 USD",
+    needs=(reserves_the_worst_case,),
 )
-def refuses_beyond_the_budget(their: Any) -> str | None:
-    control = controller(their, "3")
+def refuses_beyond_the_budget(solution: Any) -> str | None:
+    control = controller(solution, "3")
     too_much = partial(control.reserve, "round", 1001, 1000)
-    if problem := instead_of(their.BudgetExceededError, too_much) or differs(
-        control, "0", "0", "3"
-    ):
+    problem = missing(solution.BudgetExceededError, too_much) or differs(control, "0", "0", "3")
+    if problem:
         return problem
     try:
         control.reserve("round", 1000, 1000)
-    except their.BudgetExceededError:
+    except solution.BudgetExceededError:
         return "BudgetExceededError both times"
     return differs(control, "0", "3", "0")
 
 
 @rule(
-    "what is reserved is not there for the next call",
+    "what is reserved is not available to the next call",
     called='CostController(Decimal(5), ...), reserve("round", 1000, 1000) twice, before either '
     "is settled",
     expected="BudgetExceededError the second time: 3 + 3 is more than 5",
+    needs=(refuses_beyond_the_budget,),
 )
-def reservations_count(their: Any) -> str | None:
-    control = controller(their, "5")
+def reservations_count(solution: Any) -> str | None:
+    control = controller(solution, "5")
     control.reserve("round", 1000, 1000)
-    return instead_of(their.BudgetExceededError, partial(control.reserve, "round", 1000, 1000))
+    return missing(solution.BudgetExceededError, partial(control.reserve, "round", 1000, 1000))
 
 
 @rule(
-    "many threads together can't reserve more than there is",
-    called='CostController(Decimal(4), ...), reserve("round", 1000, 0) in 8 threads at once',
-    expected="4 reservations of 1 USD, 4 BudgetExceededErrors",
+    "threads together cannot reserve more than the budget",
+    called='CostController(Decimal(2), ...); 3 threads call reserve("round", 1000, 0)',
+    expected="2 reservations of 1 USD, 1 BudgetExceededError",
+    needs=(reservations_count,),
 )
-def threads_cannot_overspend(their: Any) -> str | None:
-    control = controller(their, "4")
-    ask = partial(control.reserve, "round", 1000, 0)
-    outcomes = run_in_lockstep(their, *[ask] * 8, expected=their.BudgetExceededError)
-    made = sum(isinstance(outcome, their.Reservation) for outcome in outcomes)
-    if made == 4:
-        return differs(control, "0", "4", "0")
-    return f"{made} reservations" + (
-        ": while one thread had looked and not yet booked, others looked too" if made > 4 else ""
-    )
+def threads_cannot_overspend(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        control = controller(solution, "2")
+        reserve = partial(control.reserve, "round", 1000, 0)
+        outcomes = run(reserve, reserve, reserve, expected=solution.BudgetExceededError)
+        made = sum(isinstance(outcome, solution.Reservation) for outcome in outcomes)
+        return differs(control, "0", "2", "0") if made == 2 else f"{made} reservations"
+
+    return explore(solution, scenario)
 
 
 @rule(
-    "what threads settle at the same time is all booked",
-    called="8 reservations of 1 USD, settle(...) in 8 threads at once with a usage of 0.5 USD",
-    expected="spent 4, reserved 0, remaining 4",
+    "money is spent in the same step in which its reservation is closed",
+    called='CostController(Decimal(1), ...), r = reserve("round", 1000, 0); thread 1 settles r with '
+    'a usage of 1 USD, thread 2 calls reserve("round", 1000, 0)',
+    expected="BudgetExceededError in thread 2, whichever is first",
+    needs=(settles_with_the_usage, reservations_count),
 )
-def threads_lose_nothing(their: Any) -> str | None:
-    control = controller(their, "8")
-    reservations = [control.reserve("round", 1000, 0) for _ in range(8)]
-    run_in_lockstep(their, *[partial(control.settle, each, usage(500, 0)) for each in reservations])
-    return differs(control, "4", "0", "4")
+def settles_in_one_step(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        control = controller(solution, "1")
+        settle = partial(control.settle, control.reserve("round", 1000, 0), usage(1000, 0))
+        reserve = partial(control.reserve, "round", 1000, 0)
+        _, outcome = run(settle, reserve, expected=solution.BudgetExceededError)
+        if isinstance(outcome, solution.BudgetExceededError):
+            return differs(control, "1", "0", "0")
+        return "another reservation of 1 USD"
+
+    return explore(solution, scenario)
 
 
 @rule(
-    "one reservation that many threads settle is spent once",
-    called="one reservation of 1 USD, settle(...) of it in 8 threads at once",
-    expected="7 ValueErrors; spent 1, reserved 0, remaining 7",
+    "nothing is lost when threads settle at the same moment",
+    called="3 reservations of 1 USD each; 3 threads settle one each with a usage of 0.5 USD",
+    expected="spent 1.5, reserved 0, remaining 6.5",
+    needs=(settles_with_the_usage,),
 )
-def threads_settle_once(their: Any) -> str | None:
-    control = controller(their, "8")
-    settle = partial(control.settle, control.reserve("round", 1000, 0), usage(1000, 0))
-    outcomes = run_in_lockstep(their, *[settle] * 8, expected=ValueError)
-    refused = sum(isinstance(outcome, ValueError) for outcome in outcomes)
-    return differs(control, "1", "0", "7") if refused == 7 else f"{refused} ValueErrors"
+def threads_lose_nothing(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        control = controller(solution, "8")
+        reservations = [control.reserve("round", 1000, 0) for _ in range(3)]
+        run(*[partial(control.settle, each, usage(500, 0)) for each in reservations])
+        return differs(control, "1.5", "0", "6.5")
+
+    return explore(solution, scenario)
 
 
 @rule(
-    "a model without a price is refused",
+    "a model without a price is an UnknownModelError",
     called='CostController(Decimal(10), ...), reserve("gpt-unknown", 1, 1)',
     expected="UnknownModelError, with nothing set aside",
+    needs=(reserves_the_worst_case,),
 )
-def unknown_model(their: Any) -> str | None:
-    control = controller(their, "10")
-    ask = partial(control.reserve, "gpt-unknown", 1, 1)
-    return instead_of(their.UnknownModelError, ask) or differs(control, "0", "0", "10")
+def unknown_model(solution: Any) -> str | None:
+    control = controller(solution, "10")
+    reserve = partial(control.reserve, "gpt-unknown", 1, 1)
+    return missing(solution.UnknownModelError, reserve) or differs(control, "0", "0", "10")
 
 
 @rule(
-    "tokens below 0 are a ValueError, and change nothing",
+    "a negative number of tokens is a ValueError, and changes nothing",
     called='reserve("round", -1, 10), reserve("round", 10, -1); reserve("round", 1000, 0) and '
-    "settle it with -1 tokens of answer",
-    expected="three ValueErrors; at the end spent 0, reserved 1",
+    "settle it with -1 completion tokens",
+    expected="3 ValueErrors; at the end spent 0, reserved 1",
+    needs=(settles_with_the_usage,),
 )
-def negative_tokens(their: Any) -> str | None:
-    control = controller(their, "10")
+def negative_tokens(solution: Any) -> str | None:
+    control = controller(solution, "10")
     for tokens in [(-1, 10), (10, -1)]:
-        if problem := instead_of(ValueError, partial(control.reserve, "round", *tokens)):
+        if problem := missing(ValueError, partial(control.reserve, "round", *tokens)):
             return f"{problem}, for reserve with {tokens}"
     reservation = control.reserve("round", 1000, 0)
-    if problem := instead_of(ValueError, partial(control.settle, reservation, usage(0, -1))):
+    if problem := missing(ValueError, partial(control.settle, reservation, usage(0, -1))):
         return f"{problem}, for settle"
     return differs(control, "0", "1", "9")
 
@@ -197,15 +217,16 @@ def negative_tokens(their: Any) -> str | None:
 @rule(
     "a reservation is closed once",
     called="r1 is settled, r2 released; then settle(r1), release(r1), settle(r2), release(r2), and "
-    "settle with a reservation of another controller's",
-    expected="five ValueErrors; at the end spent 1, reserved 0",
+    "settle with a reservation of another controller",
+    expected="5 ValueErrors; at the end spent 1, reserved 0",
+    needs=(settles_with_the_usage, release_frees),
 )
-def closed_once(their: Any) -> str | None:
-    control = controller(their, "10")
+def closed_once(solution: Any) -> str | None:
+    control = controller(solution, "10")
     settled, released = control.reserve("round", 1000, 0), control.reserve("round", 1000, 0)
     control.settle(settled, usage(1000, 0))
     control.release(released)
-    foreign = controller(their, "10").reserve("round", 1000, 0)
+    foreign = controller(solution, "10").reserve("round", 1000, 0)
     for what, action in [
         ("settle(r1)", partial(control.settle, settled, usage(1000, 0))),
         ("release(r1)", partial(control.release, settled)),
@@ -213,23 +234,70 @@ def closed_once(their: Any) -> str | None:
         ("release(r2)", partial(control.release, released)),
         ("the other controller's", partial(control.settle, foreign, usage(1000, 0))),
     ]:
-        if problem := instead_of(ValueError, action):
+        if problem := missing(ValueError, action):
             return f"{problem}, for {what}"
     return differs(control, "1", "0", "9")
 
 
 @rule(
-    "money is exact",
-    called="CostController(Decimal(1)), then 1000 calls of mistral-small-latest, one token in and "
-    "one out: 0.00000075 USD each",
-    expected="spent Decimal 0.00075, remaining Decimal 0.99925",
+    "a reservation is closed once, by however many threads",
+    called="one reservation of 1 USD; threads 1 and 2 settle it, thread 3 releases it",
+    expected="2 ValueErrors; spent 1 or 0, reserved 0",
+    needs=(closed_once,),
 )
-def money_is_exact(their: Any) -> str | None:
-    control = their.CostController(Decimal(1))
+def threads_close_once(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        control = controller(solution, "8")
+        reservation = control.reserve("round", 1000, 0)
+        settle = partial(control.settle, reservation, usage(1000, 0))
+        release = partial(control.release, reservation)
+        outcomes = run(settle, settle, release, expected=ValueError)
+        errors = sum(isinstance(outcome, ValueError) for outcome in outcomes)
+        if errors != 2:
+            return f"{errors} ValueErrors"
+        spent, remaining = ("0", "8") if outcomes[2] is None else ("1", "7")
+        return differs(control, spent, "0", remaining)
+
+    return explore(solution, scenario)
+
+
+@rule(
+    "no call is too cheap to be counted",
+    called="CostController(Decimal(1)), then 1000 calls of mistral-small-latest with 1 prompt token "
+    "and 1 completion token: 0.00000075 USD each",
+    expected="spent Decimal 0.00075, remaining Decimal 0.99925",
+    needs=(settles_with_the_usage,),
+)
+def cheap_calls_count(solution: Any) -> str | None:
+    control = solution.CostController(Decimal(1))
     for _ in range(1000):
         control.settle(control.reserve("mistral-small-latest", 1, 1), usage(1, 1))
-    found = control.spent, control.remaining
-    for amount, wanted in zip(found, (Decimal("0.00075"), Decimal("0.99925")), strict=True):
-        if not isinstance(amount, Decimal) or amount != wanted:
-            return " and ".join(f"{type(amount).__name__} {amount}" for amount in found)
+    return inexact((control.spent, "0.00075"), (control.remaining, "0.99925"))
+
+
+@rule(
+    "money is exact: no amount passes through float",
+    called="a price of 0.123456789012345678901 USD per million prompt tokens, which no float can "
+    "hold; CostController(Decimal(1), ...), reserve and settle 1 prompt token",
+    expected="Decimal, with every digit: reserved, then spent 0.000000123456789012345678901, "
+    "remaining 0.999999876543210987654321099",
+    needs=(settles_with_the_usage,),
+)
+def money_is_exact(solution: Any) -> str | None:
+    price = solution.Price(prompt=Decimal("0.123456789012345678901"), completion=Decimal(1))
+    control = solution.CostController(Decimal(1), prices={"exact": price})
+    reservation = control.reserve("exact", 1, 0)
+    cost, rest = "0.000000123456789012345678901", "0.999999876543210987654321099"
+    before = (reservation.amount, cost), (control.reserved, cost), (control.remaining, rest)
+    if problem := inexact(*before):
+        return f"{problem}, after reserve"
+    control.settle(reservation, usage(1, 0))
+    return inexact((control.spent, cost), (control.remaining, rest))
+
+
+def inexact(*amounts: tuple[object, str]) -> str | None:
+    """Return the first amount that is not exactly the expected Decimal."""
+    for amount, expected in amounts:
+        if not isinstance(amount, Decimal) or amount != Decimal(expected):
+            return f"{type(amount).__name__} {amount}"
     return None

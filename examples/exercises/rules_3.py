@@ -7,32 +7,45 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from examples.exercises.rules import move_clock, rule, run_in_lockstep
+from examples.exercises.explore import RunThreads
+from examples.exercises.rules import advance_clock, explore, rule
 from lib.client import ChatCompletion, MistralClient
 from lib.errors import PaymentRequiredError
 from lib.mock_server import MockServer
 
 KEYS = ("api_status", "response_time", "error_rate")
 HELLO = [{"role": "user", "content": "Hello!"}]
+RESPONSE_TIME = 0.25  # virtual seconds
 
 
 class Client(MistralClient):
-    """Notes how many tokens each chat asked for."""
+    """Sends real requests that take a fixed virtual time; records each chat's max_tokens."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, solution: Any, url: str, timeout: float) -> None:
         super().__init__("no-key", base_url=url, timeout=timeout)
         self.max_tokens: list[int | None] = []
+        self._solution = solution
+
+    def models(self) -> list[str]:
+        """Return the models."""
+        advance_clock(self._solution, RESPONSE_TIME)
+        return super().models()
 
     def chat(self, *args: Any, **kwargs: Any) -> ChatCompletion:
-        """The same chat."""
+        """Return the completion."""
         self.max_tokens.append(kwargs.get("max_tokens"))
+        advance_clock(self._solution, RESPONSE_TIME)
         return super().chat(*args, **kwargs)
 
 
 @contextlib.contextmanager
-def server_under(faults: str, timeout: float = 4.0) -> Iterator[tuple[MockServer, Client]]:
-    client: Client
-    with MockServer(faults) as server, contextlib.closing(Client(server.url, timeout)) as client:
+def client_under(
+    solution: Any, faults: str, timeout: float = 4.0
+) -> Iterator[tuple[MockServer, Client]]:
+    with (
+        MockServer(faults) as server,
+        contextlib.closing(Client(solution, server.url, timeout)) as client,
+    ):
         yield server, client
 
 
@@ -41,33 +54,38 @@ def requests_seen(server: MockServer) -> str:
 
 
 @rule(
-    "while the models come, the API is up, and the time they took is told in seconds",
-    called="the API answers after 0.1 s; check_health()",
-    expected='{"api_status": "up", "response_time": 0.1 or a little more, "error_rate": None}',
+    "if the models come, the API is up; the response time is in seconds",
+    called="check_health(); the API responds after 0.25 s (the check moves time.monotonic() on)",
+    expected='{"api_status": "up", "response_time": 0.25, "error_rate": None}',
 )
-def up_in_so_many_seconds(their: Any) -> str | None:
-    with server_under("slow:0.1") as (server, client):
-        health = their.HealthMonitor(client).check_health()
-        if requests_seen(server) != "GET /v1/models":
-            return f"the server saw: {requests_seen(server)}"
+def up_with_response_time(solution: Any) -> str | None:
+    with client_under(solution, "") as (server, client):
+        health = solution.HealthMonitor(client).check_health()
+        seen = requests_seen(server)
+    if seen != "GET /v1/models":
+        return f"the server saw: {seen}"
     if not (isinstance(health, dict) and set(health) == set(KEYS)):
         return f"{health!r}, not a dictionary of {', '.join(KEYS)}"
-    # No upper bound but this one: a busy machine may take its time.
-    if health["api_status"] == "up" and 0.1 <= (health["response_time"] or 0) < 10:
-        return None
-    return str(health)
+    is_up = health["api_status"] == "up" and health["error_rate"] is None
+    return None if is_up and is_response_time(health["response_time"]) else str(health)
+
+
+def is_response_time(value: object) -> bool:
+    return isinstance(value, float) and abs(value - RESPONSE_TIME) < 0.01
 
 
 @rule(
-    "when they don't come, for whatever reason, the API is down, and no error is raised",
-    called="the API answers 503, hangs up, sends half an answer, doesn't answer; each time "
-    "check_health()",
+    "if the models don't come, the API is down, and no error is raised",
+    called="check_health(), four times; the API responds with 503, drops the connection, sends a "
+    "truncated response, does not respond",
     expected='"api_status": "down", "response_time": None',
+    needs=(up_with_response_time,),
 )
-def down_without_an_error(their: Any) -> str | None:
+def down_without_an_error(solution: Any) -> str | None:
     for fault in ("503", "drop", "badjson", "timeout"):
-        with server_under(fault, timeout=0.2 if fault == "timeout" else 4.0) as (_, client):
-            health = their.HealthMonitor(client).check_health()
+        timeout = 0.2 if fault == "timeout" else 4.0
+        with client_under(solution, fault, timeout) as (_, client):
+            health = solution.HealthMonitor(client).check_health()
         if (health["api_status"], health["response_time"]) != ("down", None):
             return f"{health}, under the fault {fault}"
     return None
@@ -77,55 +95,53 @@ def down_without_an_error(their: Any) -> str | None:
     "the error rate is failed calls / all calls",
     called="record(True), record(False), record(True), record(True); check_health()",
     expected='"error_rate": 0.25',
+    needs=(up_with_response_time,),
 )
-def rate_of_failures(their: Any) -> str | None:
-    with server_under("") as (_, client):
-        monitor = their.HealthMonitor(client)
-        for success in (True, False, True, True):
-            monitor.record(success)
-        rate = monitor.check_health()["error_rate"]
+def rate_of_failures(solution: Any) -> str | None:
+    monitor = solution.HealthMonitor(RespondingClient())
+    for success in (True, False, True, True):
+        monitor.record(success)
+    rate = monitor.check_health()["error_rate"]
     return None if rate == 0.25 else f'"error_rate": {rate!r}'
 
 
-@rule(
-    "where nothing was recorded, the error rate is None",
-    called="check_health() of a new monitor",
-    expected='"error_rate": None',
-)
-def nothing_known(their: Any) -> str | None:
-    with server_under("") as (_, client):
-        rate = their.HealthMonitor(client).check_health()["error_rate"]
-    return None if rate is None else f'"error_rate": {rate!r}'
+class RespondingClient:
+    """A client that gets every response at once."""
+
+    def models(self) -> list[str]:
+        """Return the models."""
+        return ["mistral-small-latest"]
 
 
 @rule(
-    "what is older than the window doesn't count any more, and only that",
+    "calls older than the window don't count; newer ones do",
     called="window_seconds=60; record(False), 40 s later record(True), 40 s later check_health(), "
     "40 s later check_health() (the check moves time.monotonic() on)",
     expected='"error_rate": 0.0, then None',
+    needs=(rate_of_failures,),
 )
-def old_calls_drop_out(their: Any) -> str | None:
-    with server_under("") as (_, client):
-        monitor = their.HealthMonitor(client, window_seconds=60.0)
-        monitor.record(False)
-        move_clock(their, 40)
-        monitor.record(True)
-        move_clock(their, 40)
-        rates = [monitor.check_health()["error_rate"]]
-        move_clock(their, 40)
-        rates.append(monitor.check_health()["error_rate"])
+def old_calls_do_not_count(solution: Any) -> str | None:
+    monitor = solution.HealthMonitor(RespondingClient(), window_seconds=60.0)
+    monitor.record(False)
+    advance_clock(solution, 40)
+    monitor.record(True)
+    advance_clock(solution, 40)
+    rates = [monitor.check_health()["error_rate"]]
+    advance_clock(solution, 40)
+    rates.append(monitor.check_health()["error_rate"])
     return None if rates == [0.0, None] else f'"error_rate": {rates[0]!r}, then {rates[1]!r}'
 
 
 @rule(
-    "a check is no call of the program: it isn't recorded",
-    called="record(True); the API answers 503; check_health() and check_chat(), then "
+    "a health check is not recorded as a call",
+    called="record(True); the API responds with 503; check_health() and check_chat(), then "
     "check_health()",
     expected='"error_rate": 0.0',
+    needs=(down_without_an_error, rate_of_failures),
 )
-def checks_are_not_recorded(their: Any) -> str | None:
-    with server_under("503*") as (_, client):
-        monitor = their.HealthMonitor(client)
+def checks_are_not_recorded(solution: Any) -> str | None:
+    with client_under(solution, "503*") as (_, client):
+        monitor = solution.HealthMonitor(client)
         monitor.record(True)
         monitor.check_health()
         monitor.check_chat()
@@ -134,30 +150,39 @@ def checks_are_not_recorded(their: Any) -> str | None:
 
 
 @rule(
-    "many threads may record at the same time, and nothing is lost",
-    called="record(True) in 3 threads and record(False) in 5, all at once; then check_health()",
-    expected='"error_rate": 0.625 (5 of 8)',
+    "threads may record and check at the same moment",
+    called="one call is older than the window; thread 1 calls record(True), thread 2 record(False), "
+    "thread 3 check_health(); then check_health()",
+    expected='"error_rate": 0.5 at the end',
+    needs=(old_calls_do_not_count,),
 )
-def threads_lose_nothing(their: Any) -> str | None:
-    with server_under("") as (_, client):
-        monitor = their.HealthMonitor(client)
-        good, bad = partial(monitor.record, True), partial(monitor.record, False)
-        run_in_lockstep(their, *[good] * 3, *[bad] * 5)
+def threads_lose_nothing(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        monitor = solution.HealthMonitor(RespondingClient())
+        monitor.record(False)
+        advance_clock(solution, 100)
+        success, failure = partial(monitor.record, True), partial(monitor.record, False)
+        *_, meanwhile = run(success, failure, monitor.check_health)
+        if meanwhile["error_rate"] not in (None, 0.0, 0.5, 1.0):
+            return f'"error_rate": {meanwhile["error_rate"]!r} in thread 3'
         rate = monitor.check_health()["error_rate"]
-    return None if rate == 5 / 8 else f'"error_rate": {rate!r}'
+        return None if rate == 0.5 else f'"error_rate": {rate!r}'
+
+    return explore(solution, scenario)
 
 
 @rule(
-    "a chat that works is up, and costs one token",
-    called="check_chat() without faults",
-    expected='"api_status": "up", a response_time; the server sees GET /v1/models, then '
+    "if a chat works, the API is up; the check costs one token",
+    called="check_chat(); each request takes 0.25 s",
+    expected='"api_status": "up", "response_time": 0.25; the server sees GET /v1/models, then '
     "POST /v1/chat/completions with max_tokens=1",
+    needs=(up_with_response_time,),
 )
-def one_token_of_chat(their: Any) -> str | None:
-    with server_under("") as (server, client):
-        health = their.HealthMonitor(client).check_chat()
+def one_token_of_chat(solution: Any) -> str | None:
+    with client_under(solution, "") as (server, client):
+        health = solution.HealthMonitor(client).check_chat()
         seen = requests_seen(server)
-    if health["api_status"] != "up" or not isinstance(health["response_time"], float):
+    if health["api_status"] != "up" or not is_response_time(health["response_time"]):
         return str(health)
     if seen != "GET /v1/models, POST /v1/chat/completions":
         return f"the server saw: {seen}"
@@ -165,33 +190,35 @@ def one_token_of_chat(their: Any) -> str | None:
 
 
 @rule(
-    "a green list of models is no proof that a chat works",
-    called="the faults ok,402,ok,402, as of an account whose budget is used up: check_health(), "
-    "then a chat of the program's own; then check_chat()",
-    expected='"up", though the chat is refused (402); then "degraded", with "response_time": None',
+    "if the models come but a chat fails, the API is degraded",
+    called="the faults ok,402,ok,402, as for an account whose budget is used up: check_health(), "
+    "then a chat of your program; then check_chat()",
+    expected='"up", although the chat fails (402); then "degraded", with "response_time": None',
+    needs=(one_token_of_chat,),
 )
-def degraded_behind_a_green_light(their: Any) -> str | None:
-    with server_under("ok,402,ok,402") as (_, client):
-        monitor = their.HealthMonitor(client)
-        green = monitor.check_health()
+def degraded_if_chat_fails(solution: Any) -> str | None:
+    with client_under(solution, "ok,402,ok,402") as (_, client):
+        monitor = solution.HealthMonitor(client)
+        models_only = monitor.check_health()
         with contextlib.suppress(PaymentRequiredError):
             client.chat(HELLO)
-        truth = monitor.check_chat()
-    if green["api_status"] != "up":
-        return f"check_health() said {green}"
-    if (truth["api_status"], truth["response_time"]) != ("degraded", None):
-        return f"check_chat() said {truth}"
+        with_chat = monitor.check_chat()
+    if models_only["api_status"] != "up":
+        return f"check_health() returned {models_only}"
+    if (with_chat["api_status"], with_chat["response_time"]) != ("degraded", None):
+        return f"check_chat() returned {with_chat}"
     return None
 
 
 @rule(
-    "no chat is paid for while the API is down",
-    called="the API answers 503 to everything; check_chat()",
+    "no chat is sent, and paid for, while the API is down",
+    called="the API responds with 503 to everything; check_chat()",
     expected='"api_status": "down"; the server sees GET /v1/models and nothing else',
+    needs=(one_token_of_chat, down_without_an_error),
 )
-def no_chat_while_down(their: Any) -> str | None:
-    with server_under("503*") as (server, client):
-        health = their.HealthMonitor(client).check_chat()
+def no_chat_while_down(solution: Any) -> str | None:
+    with client_under(solution, "503*") as (server, client):
+        health = solution.HealthMonitor(client).check_chat()
         seen = requests_seen(server)
     if health["api_status"] != "down":
         return str(health)

@@ -1,0 +1,255 @@
+"""Find races on purpose: interrupt a thread at every instruction, with the same result each time.
+
+A missing lock shows only if a thread is interrupted at the wrong instruction and another one
+runs. By chance, that happens once in a million calls. ``Scheduler.explore`` makes it happen:
+it runs a scenario again and again, and each time one thread is stopped before its n-th bytecode
+instruction in the learner's file. The other threads run until they end or wait; then the stopped
+thread goes on. One interruption at the right place is enough for most bugs.
+
+To make this repeatable, only one thread runs at a time, and the scheduler decides which. The
+learner's file imports the ``threading``, ``queue`` and ``time`` of virtual_modules.py: their locks
+belong to the scheduler, and their time is virtual. When all threads wait, the clock jumps to the
+earliest timeout. When there is none, that is a deadlock, and it is reported at once.
+
+After CHESS: Musuvathi et al., "Finding and Reproducing Heisenbugs in Concurrent Programs"
+(OSDI 2008).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import linecache
+import math
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+Errors = type[Exception] | tuple[type[Exception], ...]
+
+CLOCK_TICK = 1e-6  # seconds for each look at the clock: a loop that polls the clock must end
+
+
+class DeadlockError(BaseException):
+    """No thread can run any more. Not an Exception, so that the learner's code lets it pass."""
+
+
+class RunThreads(Protocol):
+    """Run each action in a thread and return what each returned or raised.
+
+    An error that is not ``expected`` is raised here.
+    """
+
+    def __call__(self, *actions: Callable[[], object], expected: Errors = ()) -> list[Any]:
+        """Run the actions."""
+
+
+@dataclass(eq=False)
+class _Thread:
+    """A thread that runs only while it holds its baton."""
+
+    name: str
+    baton: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    waits_for: object = None
+    waits_at: str = ""
+    deadline: float = math.inf
+    timed_out: bool = False
+
+
+@dataclass
+class _Interruption:
+    """The interruption of a run: which thread, and before which of its instructions."""
+
+    thread: int
+    instruction: int
+    first: int  # the thread that starts the run
+    stopped: _Thread | None = None
+    happened: bool = False
+    log: list[str] = field(default_factory=list)  # who ran, up to the moment when it goes on
+
+
+class Scheduler:
+    """Runs threads one at a time, in an order that is the same every time.
+
+    ``file`` is the learner's file: threads are interrupted in it, and nowhere else.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._now = 1000.0  # virtual seconds
+        self._main = self._current = _Thread("the call")
+        self._ready: list[_Thread] = []
+        self._waiting: list[_Thread] = []
+        self._interruption: _Interruption | None = None
+        self._deadlock: DeadlockError | None = None
+
+    def explore(
+        self, scenario: Callable[[RunThreads], str | None], describe: Callable[[BaseException], str]
+    ) -> str | None:
+        """Run the scenario without an interruption, then with every single one.
+
+        The scenario makes fresh objects, runs its threads with the function that it is given,
+        and returns None, or the problem in words. ``describe`` puts an error into words.
+        Returns the first problem, and who was interrupted where.
+        """
+        kinds: list[int] = []  # of several threads with the same action, the first
+
+        def run_uninterrupted(*actions: Callable[[], object], expected: Errors = ()) -> list[Any]:
+            kinds[:] = [actions.index(action) for action in dict.fromkeys(actions)]
+            return self.run(*actions, expected=expected)
+
+        def problem_of(run: RunThreads) -> str | None:
+            try:
+                return scenario(run)
+            except BaseException as error:
+                return describe(error)
+
+        if problem := problem_of(run_uninterrupted):
+            return problem
+        for first, thread in itertools.product(kinds, kinds):
+            for instruction in itertools.count(1):
+                interruption = _Interruption(thread, instruction, first)
+                with contextlib.redirect_stdout(None):  # what it prints, it has printed once
+                    problem = problem_of(functools.partial(self.run, interruption=interruption))
+                if problem:
+                    return f"{problem}\n({'; then '.join(interruption.log)})"
+                if not interruption.happened:
+                    break  # the thread has fewer instructions
+        return None
+
+    def run(
+        self,
+        *actions: Callable[[], object],
+        expected: Errors = (),
+        interruption: _Interruption | None = None,
+    ) -> list[Any]:
+        """Run each action in a thread and return what each returned or raised; see RunThreads."""
+        outcomes: list[Any] = [None] * len(actions)
+        unfinished = set(range(len(actions)))
+        self._interruption = interruption
+
+        def body(number: int, thread: _Thread) -> None:
+            thread.baton.acquire()
+            try:
+                if interruption and interruption.thread == number:
+                    self._trace(interruption)
+                outcomes[number] = actions[number]()
+            except BaseException as error:
+                outcomes[number] = error
+            sys.settrace(None)
+            self._log(f"{thread.name} ran to its end")
+            unfinished.remove(number)
+            if not unfinished:
+                self.wake(unfinished)
+            self._pass_on()
+
+        for number in range(len(actions)):
+            thread = _Thread(f"thread {number + 1}")
+            self._ready.append(thread)
+            threading.Thread(target=body, args=(number, thread), daemon=True).start()
+        if interruption:
+            self._ready.insert(0, self._ready.pop(interruption.first))
+        self.wait(unfinished)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, expected):
+                raise outcome
+        return outcomes
+
+    def wait(self, what: object, timeout: float = math.inf) -> bool:
+        """Let other threads run until ``wake(what)``; return False if the timeout came first."""
+        me = self._current
+        if not self._deadlock:
+            me.waits_for, me.deadline, me.timed_out = what, self._now + timeout, False
+            me.waits_at = self._place(sys._getframe())
+            self._waiting.append(me)
+            if me is not self._main:
+                self._log(f"{me.name} ran until it waited at {me.waits_at}")
+            self._pass_on()
+            me.baton.acquire()
+        if self._deadlock:
+            error = self._deadlock
+            if me is self._main:
+                self._deadlock = None
+            raise error
+        return not me.timed_out
+
+    def wake(self, what: object) -> None:
+        """Make every thread ready that waits for ``what``."""
+        for thread in [thread for thread in self._waiting if thread.waits_for is what]:
+            self._waiting.remove(thread)
+            self._ready.append(thread)
+
+    def look_at_clock(self) -> float:
+        """Return the virtual time in seconds."""
+        self.advance(CLOCK_TICK)
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        self._now += seconds
+
+    def _pass_on(self) -> None:
+        """Give the baton to the thread that has been ready longest, the stopped one last."""
+        if not self._ready:
+            self._pass_time()
+        stopped = self._interruption and self._interruption.stopped
+        others = [thread for thread in self._ready if thread is not stopped]
+        self._current = (others or self._ready)[0]
+        self._ready.remove(self._current)
+        self._current.baton.release()
+
+    def _pass_time(self) -> None:
+        """Let the clock jump to the earliest deadline, or wake all with a DeadlockError."""
+        first = min(self._waiting, key=lambda thread: thread.deadline)
+        if first.deadline < math.inf:
+            self._now = max(self._now, first.deadline)
+            first.timed_out = True
+            self._waiting.remove(first)
+            self._ready.append(first)
+            return
+        threads = [thread for thread in self._waiting if thread is not self._main]
+        stuck = sorted(threads, key=lambda thread: thread.name) or [self._main]
+        places = [f"{thread.name} waits forever at {thread.waits_at}" for thread in stuck]
+        self._deadlock = DeadlockError("deadlock: " + "; ".join(places))
+        for thread in stuck:
+            self.wake(thread.waits_for)
+
+    def _trace(self, interruption: _Interruption) -> None:
+        """Stop this thread before the instruction, and let the others run."""
+        instructions = itertools.count(1)
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            if frame.f_code.co_filename != self._file:
+                return None
+            frame.f_trace_opcodes = True
+            if event != "opcode" or frame.f_lineno is None:  # None: not of the learner's writing
+                return trace
+            if next(instructions) == interruption.instruction:
+                interruption.stopped, interruption.happened = self._current, True
+                self._log(f"{self._current.name} was interrupted at {self._place(frame)}")
+                self._ready.append(self._current)
+                thread = self._current
+                self._pass_on()
+                thread.baton.acquire()
+                interruption.stopped = None
+            return trace
+
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 needs one such frame before settrace
+        sys.settrace(trace)
+
+    def _log(self, event: str) -> None:
+        if self._interruption and (self._interruption.stopped or not self._interruption.happened):
+            self._interruption.log.append(event)
+
+    def _place(self, frame: FrameType | None) -> str:
+        """Return the line of the learner's file at which this frame, or its caller, stands."""
+        while frame and frame.f_code.co_filename != self._file:
+            frame = frame.f_back
+        if frame is None:
+            return "a call of the check"
+        number = frame.f_lineno or frame.f_code.co_firstlineno
+        return f"line {number}: `{linecache.getline(self._file, number).strip()}`"

@@ -1,0 +1,146 @@
+"""Give the learner's file a ``threading``, ``queue`` and ``time`` that a Scheduler controls.
+
+Lock is written here. All that the standard library builds from locks (Condition, Semaphore,
+Event, Barrier, Queue, ...) is its own Python code, run again with this Lock.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import inspect
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import CodeType, ModuleType
+from typing import Any
+
+from examples.exercises.explore import Scheduler
+
+BUILT_FROM_LOCKS = (
+    "_RLock", "Condition", "Semaphore", "BoundedSemaphore", "Event", "Barrier", "Timer",
+)  # fmt: skip
+EPOCH = 1_800_000_000.0  # what time.time() adds to time.monotonic()
+
+
+def virtual_modules(scheduler: Scheduler) -> dict[str, ModuleType]:
+    """Return the modules by their names."""
+    modules: dict[str, ModuleType] = {"time": _virtual_time(scheduler)}
+    modules["threading"] = _virtual_threading(scheduler, modules["time"])
+    modules["queue"] = _virtual_queue(modules)
+    return modules
+
+
+def import_with(modules: Mapping[str, ModuleType | None]) -> Callable[..., Any]:
+    """Return an ``__import__`` that finds these modules first; None stands for a missing one."""
+
+    def find(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name not in modules:
+            return builtins.__import__(name, *args, **kwargs)
+        if modules[name] is None:
+            raise ImportError(name)
+        return modules[name]
+
+    return find
+
+
+class _Lock:
+    """A threading.Lock whose waiting threads are the scheduler's."""
+
+    scheduler: Scheduler
+
+    def __init__(self) -> None:
+        self._locked = False
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        if timeout < 0 and timeout != -1:
+            raise ValueError("timeout value must be a non-negative number")
+        if not blocking and timeout != -1:
+            raise ValueError("can't specify a timeout for a non-blocking call")
+        give_up_at = math.inf if timeout == -1 else self.scheduler.look_at_clock() + timeout
+        while self._locked:
+            remaining = give_up_at - self.scheduler.look_at_clock()
+            if not blocking or not self.scheduler.wait(self, remaining):
+                return False
+        self._locked = True
+        return True
+
+    def release(self) -> None:
+        if not self._locked:
+            raise RuntimeError("release unlocked lock")
+        self._locked = False
+        self.scheduler.wake(self)
+
+    def locked(self) -> bool:
+        return self._locked
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+
+class _Thread(threading.Thread):
+    def start(self) -> None:
+        raise RuntimeError("your code starts a thread, which the check can't control")
+
+
+def _virtual_threading(scheduler: Scheduler, clock: ModuleType) -> ModuleType:
+    module = ModuleType("threading")
+    names = vars(module)
+    names.update(vars(threading))
+    lock = type("Lock", (_Lock,), {"scheduler": scheduler})
+    names.update(Lock=lock, _allocate_lock=lock, Thread=_Thread, _time=vars(clock)["monotonic"])
+    exec(_classes_built_from_locks(), names)
+    names["RLock"] = names["_RLock"]
+    return module
+
+
+@functools.cache
+def _classes_built_from_locks() -> CodeType:
+    tree = ast.parse(inspect.getsource(threading))
+    tree.body = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name in BUILT_FROM_LOCKS
+    ]
+    return compile(tree, threading.__file__, "exec")
+
+
+def _virtual_queue(modules: Mapping[str, ModuleType]) -> ModuleType:
+    module = ModuleType("queue")
+    without_c_code = import_with({**modules, "_queue": None})
+    vars(module)["__builtins__"] = {**vars(builtins), "__import__": without_c_code}
+    exec(_code_of_queue(), vars(module))
+    return module
+
+
+@functools.cache
+def _code_of_queue() -> CodeType:
+    return compile(inspect.getsource(queue), queue.__file__, "exec")
+
+
+def _virtual_time(scheduler: Scheduler) -> ModuleType:
+    seconds = scheduler.look_at_clock
+
+    def sleep(duration: float) -> None:
+        if duration < 0:
+            raise ValueError("sleep length must be non-negative")
+        scheduler.wait(object(), duration)
+
+    module = ModuleType("time")
+    vars(module).update(
+        vars(time),
+        sleep=sleep,
+        monotonic=seconds,
+        perf_counter=seconds,
+        time=lambda: EPOCH + seconds(),
+        monotonic_ns=lambda: round(1e9 * seconds()),
+        perf_counter_ns=lambda: round(1e9 * seconds()),
+        time_ns=lambda: round(1e9 * (EPOCH + seconds())),
+    )
+    return module
