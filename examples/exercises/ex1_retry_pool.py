@@ -1,22 +1,22 @@
 """Exercise 1: a retry pool. A connection is expensive to make, so keep it, but check it.
 
-Build a pool that hands out connections to many threads. What a connection is (a
-MistralClient, a database's) the pool need not know: it is told how to make one and
-how to ask whether one still works.
+Build a pool that lends connections to many threads. The pool need not know what a connection
+is (a MistralClient, a database connection): it gets one function that creates a connection, and
+one that says whether a connection still works.
 
-- At most `max_connections` exist at any moment, however many threads ask. When all are
-  checked out, a caller waits, and gets a TimeoutError when that takes too long.
-- A returned connection is used again. Before it is handed out, it is checked: it may have
-  become unhealthy while nobody used it. (A new one needs no check.)
-- One that doesn't work is closed, if it has a close(), and replaced. Making one may
-  fail for a moment, so it is retried; if it fails for good, the error comes through.
-- No failure uses up a permit: not a timeout, not an error.
-- No lock is held while `create` or `is_healthy` runs: one slow call must not hold up
-  every other thread.
+- At most `max_connections` exist at any time, however many threads ask for one. If all of them
+  are checked out, the caller waits for one, and gets a TimeoutError if that takes too long.
+- A returned connection is used again. It may have become unhealthy while it was idle, so it is
+  checked before it is handed out. (A new connection needs no check.)
+- An unhealthy connection is closed, if it has a close(), and then replaced. Creating one may
+  fail for a moment, so it is retried; if all attempts fail, the caller gets the error.
+- A failure uses up no permit: neither a timeout nor an error.
+- No lock is held while `create` or `is_healthy` runs: one slow call must not block all threads.
+- Connections may be equal (==) without being the same, and may have no hash.
 
-Write the code between the two marks below, add what you need above, and see how far you are:
+Write your code between the two marks below, add imports above, and check it:
 
-    python examples/exercises/check.py 1          (or: make check N=1)
+    make check N=1          (or: python examples/exercises/check.py 1)
 """
 
 import contextlib
@@ -33,11 +33,11 @@ C = TypeVar("C")
 
 
 class RetryPool(Generic[C]):
-    """A pool of connections, safe for threads.
+    """Keep up to ``max_connections`` connections for many threads. Thread-safe.
 
-    ``create()`` makes a connection, and is retried by ``retrier`` (by default, three
-    attempts). ``is_healthy(connection)`` says whether one still works; an error that it
-    raises means no. Raises ValueError unless ``max_connections`` is 1 or more.
+    ``create()`` makes a connection, and is retried with ``retrier`` (by default, three
+    attempts). ``is_healthy(connection)`` returns True if a connection still works; an error
+    that it raises means False. Raises ValueError if ``max_connections`` is below 1.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class RetryPool(Generic[C]):
         retrier: Retrier | None = None,
     ) -> None:
         if max_connections < 1:
-            raise ValueError(f"max_connections must be 1 or more, not {max_connections!r}")
+            raise ValueError(f"max_connections must be >= 1, got {max_connections!r}")
         self._create = create
         self._is_healthy = is_healthy
         self._max_connections = max_connections
@@ -56,40 +56,44 @@ class RetryPool(Generic[C]):
         # TODO: yours from here
 
     def get_connection(self, timeout: float | None = None) -> C:
-        """A connection that works; waits for one while all are out.
+        """Check out a healthy connection, waiting while all are checked out.
 
-        ``timeout`` is in seconds; None waits as long as it takes. Raises TimeoutError
-        when none came back in time, and the last error of ``create`` when none can be made.
+        ``timeout`` is in seconds; None waits without a limit. Raises TimeoutError if no
+        connection was returned in time, and the last error of ``create`` if it failed.
         """
         raise NotImplementedError
 
     def release_connection(self, connection: C) -> None:
-        """Give a connection back.
+        """Return a connection to the pool.
 
-        Raises ValueError for one that isn't checked out: returned twice, or not from this pool.
+        Raises ValueError for one that is not checked out: returned before, or not from this pool.
         """
         raise NotImplementedError
 
     @contextlib.contextmanager
     def connection(self, timeout: float | None = None) -> Iterator[C]:
-        """``with pool.connection() as c:`` gets one, and gives it back in any case."""
+        """Check out a connection for a ``with`` block, and return it when the block ends."""
         raise NotImplementedError
 
     # to here
 
 
 HINTS = (
-    "Count places, not connections. A thread takes a place before all else; it gives the "
-    "place up when it gives its connection back, or when it has failed to get one. Which class "
-    "of `threading` counts places, and can wait for one with a timeout?",
-    "threading.Semaphore(max_connections) counts the places: acquire(timeout=timeout) says "
-    "False when time is up. Beside it you need a list of the idle connections, a record of "
-    "those that are out, and a Lock for these two. Hold the lock to look and to change, for a "
-    "moment; let go of it before you call create, is_healthy or close.",
-    "get_connection: acquire a place or raise TimeoutError. Then, inside a try whose except "
-    "gives the place back and raises again: as long as there is an idle connection, pop one "
-    "(under the lock), ask is_healthy (without it), return it or close it; when none is idle, "
-    "self._retrier.call(self._create). Note it as out by id(connection), which works for any "
-    "object. release_connection: under the lock, ValueError unless it is noted as out; move it "
-    "to the idle ones; then release the place. connection: get, then yield inside try/finally.",
+    "Count permits, not connections. A thread takes a permit before it does anything else. It "
+    "gives the permit back when it returns its connection, or when it could not get one. Which "
+    "class of `threading` counts permits, and can wait for one with a timeout?",
+    "threading.Semaphore(max_connections) counts the permits: acquire(timeout=timeout) returns "
+    "False when the time is up. You also need a list of the idle connections, a record of the "
+    "checked-out ones, and a Lock that protects both. Hold the lock only to look and to change; "
+    "release it before you call create, is_healthy or close.",
+    "get_connection: acquire a permit or raise TimeoutError. The rest stands in a try block whose "
+    "except clause releases the permit and raises again. While there is an idle connection: pop "
+    "one (with the lock), call is_healthy (without it), and use the connection or close it. If "
+    "none is idle: self._retrier.call(self._create). Record it as checked out by id(connection), "
+    "which works for any object. release_connection: with the lock, raise ValueError unless it "
+    "is recorded as checked out, else move it to the idle ones; then release the permit. "
+    "connection: get one, then yield it inside try/finally.",
 )
+
+if __name__ == "__main__":
+    print("Check it with: make check N=1 (or: python examples/exercises/check.py 1)")

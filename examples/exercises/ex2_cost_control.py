@@ -1,20 +1,21 @@
-"""Exercise 2: cost control. A runaway loop must not use up the account's money.
+"""Exercise 2: cost control. A runaway loop must not use up your account's money.
 
-Build a controller that stands before every call and says whether there is money for it.
-What a call costs is known only when its answer has come, so:
+Build a controller that decides before every call whether there is money for it. What a call
+costs is known only when its response has come, so:
 
-- Before the call, reserve the worst case: the whole prompt, and an answer as long as
-  `max_tokens` allows. If that doesn't fit in what remains, the call isn't made.
-- After the call, settle: what it did cost is spent, the rest of the reservation is free
-  again. An answer that cost more than was reserved is spent in full: it will be billed.
-- A call that failed cost nothing: its reservation is released.
-- To check first and book later is not enough. Between the two, another thread checks too.
-- Money is Decimal from end to end. 0.1 + 0.2 in floats is 0.30000000000000004, and a
-  call that costs a ten-thousandth of a cent must not be rounded to nothing.
+- Before the call, reserve the worst case: the whole prompt, and a completion as long as
+  `max_tokens` allows. If that is more than what remains, the call is not made.
+- After the call, settle: what the call cost is spent, and the rest of its reservation is free
+  again. A response that cost more than was reserved is spent in full: you will be billed for it.
+- A failed call costs nothing: its reservation is released.
+- Check and book in one step. Otherwise another thread checks in between, and both spend the
+  same money.
+- Money is Decimal from end to end. In floats, 0.1 + 0.2 is 0.30000000000000004. And a call that
+  costs a ten-thousandth of a cent must not be rounded to nothing.
 
-Write the code between the two marks below, add what you need above, and see how far you are:
+Write your code between the two marks below, add imports above, and check it:
 
-    python examples/exercises/check.py 2          (or: make check N=2)
+    make check N=2          (or: python examples/exercises/check.py 2)
 """
 
 import sys
@@ -30,13 +31,13 @@ from lib.client import Usage
 
 @dataclass(frozen=True)
 class Price:
-    """USD for a million tokens."""
+    """USD per million tokens."""
 
     prompt: Decimal
     completion: Decimal
 
 
-# Mistral's list prices of 2026-08-21. Prices move: for today's, see https://mistral.ai/pricing
+# Mistral's list prices of 2026-08-21. Prices change; the current ones: https://mistral.ai/pricing
 PRICES: Mapping[str, Price] = {
     "mistral-small-latest": Price(Decimal("0.15"), Decimal("0.60")),
     "mistral-medium-latest": Price(Decimal("1.50"), Decimal("7.50")),
@@ -46,23 +47,23 @@ PRICES: Mapping[str, Price] = {
 
 
 class BudgetExceededError(Exception):
-    """The call was not made: its worst case doesn't fit in what remains."""
+    """The call was not made: its worst case costs more than what remains."""
 
 
 class UnknownModelError(LookupError):
-    """The model has no price, so nobody knows what it costs."""
+    """The model has no price, so the cost of a call is unknown."""
 
 
-@dataclass(frozen=True, eq=False)  # each one is itself alone, even beside one of equal amount
+@dataclass(frozen=True, eq=False)  # two reservations of the same amount are not equal
 class Reservation:
-    """Money set aside for one call, in USD."""
+    """Money set aside for one call; ``amount`` is in USD."""
 
     model: str
     amount: Decimal
 
 
 class CostController:
-    """Keeps what all threads spend together within ``budget`` (USD)."""
+    """Keep what all threads spend together within ``budget`` (USD). Thread-safe."""
 
     def __init__(self, budget: Decimal, prices: Mapping[str, Price] = PRICES) -> None:
         self._budget = budget
@@ -70,56 +71,61 @@ class CostController:
         # TODO: yours from here
 
     def reserve(self, model: str, prompt_tokens: int, max_tokens: int) -> Reservation:
-        """Set the worst case aside: the prompt, and ``max_tokens`` of answer.
+        """Set aside the worst case: the prompt and ``max_tokens`` completion tokens.
 
-        Raises BudgetExceededError when it is more than remains, UnknownModelError for a
-        model without a price, ValueError for negative tokens. Then nothing is set aside.
+        Raises BudgetExceededError if it is more than what remains, UnknownModelError for a
+        model without a price, ValueError for a negative number of tokens. After an error,
+        nothing is set aside.
         """
         raise NotImplementedError
 
     def settle(self, reservation: Reservation, usage: Usage | None) -> None:
-        """Book what the call did cost, and free what it didn't.
+        """Book what the call cost, and free the rest of its reservation.
 
-        ``usage`` is what came back with the answer. None, where the server didn't tell it,
-        books the whole reservation: better to have counted too much than too little.
-        Raises ValueError for a reservation that isn't open (settled or released before,
-        or not made here), and for negative tokens. Then nothing changes.
+        ``usage`` comes with the response. Without it (None), the whole reservation is booked:
+        it is safer to count too much than too little. Raises ValueError for a reservation that
+        is not open (settled or released before, or made by another controller), and for a
+        negative number of tokens. After an error, nothing has changed.
         """
         raise NotImplementedError
 
     def release(self, reservation: Reservation) -> None:
-        """Free the whole reservation: the call failed. Raises ValueError if it isn't open."""
+        """Free the reservation of a failed call. Raises ValueError if it is not open."""
         raise NotImplementedError
 
     @property
     def spent(self) -> Decimal:
-        """USD that answers have cost."""
+        """Return the USD that responses have cost."""
         raise NotImplementedError
 
     @property
     def reserved(self) -> Decimal:
-        """USD set aside for calls under way."""
+        """Return the USD set aside for calls in progress."""
         raise NotImplementedError
 
     @property
     def remaining(self) -> Decimal:
-        """USD that may still be reserved; below 0 if answers cost more than was reserved."""
+        """Return the USD that can be reserved; below 0 if responses cost more than reserved."""
         raise NotImplementedError
 
     # to here
 
 
 HINTS = (
-    "Three numbers describe it all: the budget, what is spent, what is reserved. What remains "
+    "Three numbers are enough: the budget, what is spent, and what is reserved. What remains "
     "follows from them. Which of them does each method change, and by how much? And what must "
-    "happen in one go, so that no other thread gets in between?",
-    "Keep `self._spent = Decimal(0)`, a set of the open reservations, and a Lock. reserve: work "
-    "out the amount first (a method for the cost of so many tokens serves settle too), then, "
-    "under one lock, compare it with what remains and add it. settle and release: under the "
-    "lock, ValueError unless the reservation is open, then close it.",
+    "happen in one step, so that no other thread can run in between?",
+    "Keep `self._spent = Decimal(0)`, a set of the open reservations, and a Lock. reserve: first "
+    "compute the amount (settle can use the same method for the cost of some tokens). Then, "
+    "holding the lock, compare it with what remains and add the reservation. settle and release: "
+    "holding the lock, raise ValueError unless the reservation is open, then close it.",
     "The cost is (prompt_tokens * price.prompt + tokens * price.completion) / 1_000_000: an int "
-    "times a Decimal stays a Decimal, and a division by a power of ten loses nothing. reserved is "
-    "sum((r.amount for r in self._open), Decimal(0)). reserve: with the lock, if the amount is "
-    "more than budget - spent - reserved, raise, else add a Reservation to self._open. A property "
-    "that takes the lock may not be read by a method that holds it: a Lock waits for itself.",
+    "times a Decimal is a Decimal, and dividing by a power of ten loses nothing. reserved is "
+    "sum((r.amount for r in self._open), Decimal(0)). reserve: holding the lock, raise if the "
+    "amount is more than budget - spent - reserved, else add a Reservation to self._open. A "
+    "method that holds the lock must not read a property that takes it: a thread that takes a "
+    "Lock twice waits forever.",
 )
+
+if __name__ == "__main__":
+    print("Check it with: make check N=2 (or: python examples/exercises/check.py 2)")

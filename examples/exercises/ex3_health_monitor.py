@@ -1,22 +1,22 @@
-"""Exercise 3: a health monitor. Is the API healthy, and how would you know?
+"""Exercise 3: a health monitor. Is the API healthy, and how do you know?
 
-Build a monitor that answers from two sides:
+Build a monitor that knows it in two ways:
 
-- From outside, by asking. `check_health()` asks for the list of models, the usual health
-  check: it is cheap, and it says whether anybody is there.
-- From inside, by remembering. Your program calls `record(True)` or `record(False)` after
-  every call of its own; the error rate is the share of failures in the last
-  `window_seconds`. What is older must not count: this morning's trouble is over.
+- From outside, by asking. `check_health()` requests the list of models, the usual health check:
+  it is cheap, and it shows that the API responds at all.
+- From inside, by remembering. Your program calls `record(True)` or `record(False)` after each of
+  its calls. The error rate is the share of failures in the last `window_seconds`; older calls
+  don't count, because they say nothing about the current state.
 
-Then see how far a green light can be trusted. With an account whose budget is used up,
-the list of models still comes (200), and every chat is refused (402, PaymentRequiredError).
-So the monitor has a second, more expensive question: `check_chat()` asks for one token of chat.
+A list of models does not prove that a chat works. If an account has used up its budget, the list
+still comes (200), but every chat fails (402, PaymentRequiredError). So the monitor has a second,
+more expensive check: `check_chat()` asks for one token of chat.
 
-A health check is for a dashboard: it tells of trouble, it never raises it.
+A health check feeds a dashboard: it reports errors, and never raises them.
 
-Write the code between the two marks below, add what you need above, and see how far you are:
+Write your code between the two marks below, add imports above, and check it:
 
-    python examples/exercises/check.py 3          (or: make check N=3)
+    make check N=3          (or: python examples/exercises/check.py 3)
 """
 
 import sys
@@ -29,11 +29,11 @@ from lib.client import MistralClient
 
 
 class Health(TypedDict):
-    """What a check found out.
+    """The result of a check.
 
-    ``response_time`` is the seconds that the answer took, None where none came or it was
-    an error. ``error_rate`` is failed calls / all calls (0.0 to 1.0) in the window, None
-    where the window holds none: to know nothing is not the same as to know of no errors.
+    ``response_time`` is how long the response took, in seconds; None if there was none or it
+    was an error. ``error_rate`` is failed calls / all calls in the window (0.0 to 1.0); None
+    if there were no calls, which is not the same as no errors.
     """
 
     api_status: Literal["up", "degraded", "down"]
@@ -42,7 +42,7 @@ class Health(TypedDict):
 
 
 class HealthMonitor:
-    """Watches one API; safe for threads. ``window_seconds``: how long a call is remembered."""
+    """Watch one API, counting the calls of the last ``window_seconds``. Thread-safe."""
 
     def __init__(self, client: MistralClient, window_seconds: float = 60.0) -> None:
         self._client = client
@@ -50,21 +50,21 @@ class HealthMonitor:
         # TODO: yours from here
 
     def record(self, success: bool) -> None:
-        """Remember how a call of the program ended, and when (by ``time.monotonic()``)."""
+        """Record whether a call succeeded, and when it ended (``time.monotonic()``)."""
         raise NotImplementedError
 
     def check_health(self) -> Health:
-        """Ask for the models: "up" if they come, "down" if anything goes wrong.
+        """Request the models: "up" if they come, "down" after any MistralError.
 
-        Raises no MistralError. A check is no call of the program: it isn't recorded.
+        It raises no MistralError, and is not recorded as a call.
         """
         raise NotImplementedError
 
     def check_chat(self) -> Health:
-        """``check_health``; and if that is "up", a chat with ``max_tokens=1``.
+        """Do ``check_health()`` and, if that is "up", send a chat with ``max_tokens=1``.
 
-        "up" if the chat works, "degraded" if it doesn't; "down", with no chat sent, if not
-        even the models come. ``response_time`` is then the chat's. Raises no MistralError.
+        "up" if the chat works; ``response_time`` is the chat's. "degraded" if the chat fails.
+        "down", with no chat sent, if the models don't come. It raises no MistralError.
         """
         raise NotImplementedError
 
@@ -72,16 +72,19 @@ class HealthMonitor:
 
 
 HINTS = (
-    "Start with record and the error rate: keep (moment, success) pairs in the order in which "
-    "they come. The oldest stand at one end; which class of `collections` is quick at both "
-    "ends? Then look at the two checks: how much of the work do they have in common?",
-    "A deque and a Lock. When you record, and again when you count, drop pairs from the left "
-    "while they are older than now - window_seconds. Both checks make a call, take the time, "
-    "and turn a MistralError into a word: write that once, as a method that is given the call "
-    "and the word to use if it fails.",
-    "_probe(call, word_if_it_fails): start = time.monotonic(); try call() and on MistralError "
-    "the status is the word and the time None; else it is 'up' and time.monotonic() - start. "
-    "check_health: self._probe(self._client.models, 'down'). check_chat: return what "
-    "check_health says unless it is 'up'; then self._probe(lambda: self._client.chat(messages, "
-    "max_tokens=1), 'degraded'). No lock is held while either call runs.",
+    "Start with record and the error rate: keep (time, success) pairs in the order in which they "
+    "come. The oldest ones are at one end; which class of `collections` is fast at both ends? "
+    "Then look at the two checks: what do they have in common?",
+    "Use a deque and a Lock. When you record and when you count, remove pairs from the left while "
+    "they are older than now - window_seconds. Both checks make a call, measure the time, and "
+    "turn a MistralError into a status. Write that once, as a method that takes the call and the "
+    "status to report if it fails.",
+    "_probe(call, status_if_it_fails): start = time.monotonic(); try call(). After a MistralError "
+    "the status is status_if_it_fails and the time None; otherwise 'up' and time.monotonic() - "
+    "start. check_health: self._probe(self._client.models, 'down'). check_chat: return the result "
+    "of check_health unless it is 'up'; else self._probe(lambda: self._client.chat(messages, "
+    "max_tokens=1), 'degraded'). Hold no lock while either call runs.",
 )
+
+if __name__ == "__main__":
+    print("Check it with: make check N=3 (or: python examples/exercises/check.py 3)")

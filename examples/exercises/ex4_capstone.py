@@ -1,22 +1,21 @@
-"""Exercise 4: all together, and in the right order.
+"""Exercise 4: all helpers together, in the right order.
 
-You have a client that calls, a retrier that tries again, a breaker that stops calling a
-service that is down, and a limiter that paces. Four parts can be put around one another in
-many ways. They all work while nothing fails; under faults only one does what you want:
+You have a client that sends requests, a retrier, a circuit breaker and a rate limiter. They can
+be wrapped around each other in many orders. While nothing fails, every order works. Under faults
+only one does what you want:
 
-- Each attempt is news for the breaker. It should open in the middle of the retries,
-  and with it they should end.
+- The breaker sees each attempt. It can open between two attempts, and that ends the retries.
 - An open circuit sends nothing, and uses up no slot of the limiter.
-- Each attempt is paced, the repeated ones too: a retry is a request like any other.
-- A request that the server calls bad is sent once, and doesn't count against the service.
+- Each attempt is paced, retries included: a retry is a request like any other.
+- A bad request (400) is sent once, and does not count as a failure of the service.
 
-Predict first. The API responds 503 to every request, the retrier makes 4 attempts, the
-breaker opens after 2 failures. How many requests arrive with the retries inside the breaker,
-and how many with the breaker inside the retries? The check shows what the server saw.
+Predict first. The API responds to every request with 503, the retrier makes 4 attempts, and the
+breaker opens after 2 failures. How many requests are sent if the retries are inside the breaker?
+How many if the breaker is inside the retries? The check shows what the server saw.
 
-Write the code between the two marks below, and see how far you are:
+Write your code between the two marks below, add imports above, and check it:
 
-    python examples/exercises/check.py 4          (or: make check N=4)
+    make check N=4          (or: python examples/exercises/check.py 4)
 """
 
 import sys
@@ -39,10 +38,10 @@ def resilient_chat(
     limiter: RateLimiter,
     messages: Sequence[Mapping[str, Any]],
 ) -> ChatCompletion:
-    """The answer to a chat, retried, guarded and paced.
+    """Send a chat request through the retrier, the breaker and the limiter.
 
-    Raises the error of the last attempt: a MistralError, or CircuitOpenError where the
-    circuit was open and nothing was sent.
+    Raises the error of the last attempt: a MistralError, or CircuitOpenError if the circuit
+    was open and nothing was sent.
     """
     # TODO: yours from here
     raise NotImplementedError
@@ -50,13 +49,16 @@ def resilient_chat(
 
 
 HINTS = (
-    "`retrier.call(operation)` and `breaker.call(operation)` call what they are given; "
+    "`retrier.call(operation)` and `breaker.call(operation)` call the function that they get; "
     "`limiter.acquire()` waits for a slot. Write each of the first three points above as 'X "
-    "happens inside Y', and read the order from that.",
-    "Each attempt is news for the breaker: so the breaker is called once an attempt, inside the "
-    "retries. An open circuit uses no slot: so the slot is taken inside the breaker. Two small "
-    "functions will do: one paces and calls, the other passes the first to the breaker.",
+    "happens inside Y'. What order follows from that?",
+    "The breaker sees each attempt, so it is called once per attempt, inside the retries. An open "
+    "circuit uses no slot, so the slot is taken inside the breaker. Two small functions are "
+    "enough: one waits for a slot and calls the API, the other passes the first to the breaker.",
     "def paced_call(): limiter.acquire(); return client.chat(messages). "
-    "def attempt(): return breaker.call(paced_call). At the end: retrier.call(attempt). "
-    "CircuitOpenError isn't retryable, so the retries end by themselves when the circuit opens.",
+    "def attempt(): return breaker.call(paced_call). At the end: return retrier.call(attempt). "
+    "CircuitOpenError is not retryable, so the retries end when the circuit opens.",
 )
+
+if __name__ == "__main__":
+    print("Check it with: make check N=4 (or: python examples/exercises/check.py 4)")

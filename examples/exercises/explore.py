@@ -24,6 +24,7 @@ import linecache
 import math
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
@@ -31,6 +32,7 @@ from typing import Any, Protocol
 
 Errors = type[Exception] | tuple[type[Exception], ...]
 
+MAX_VISITS = 3  # of one instruction in a loop: the later ones find nothing new
 CLOCK_TICK = 1e-6  # seconds for each look at the clock: a loop that polls the clock must end
 
 
@@ -53,11 +55,14 @@ class _Thread:
     """A thread that runs only while it holds its baton."""
 
     name: str
-    baton: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     waits_for: object = None
     waits_at: str = ""
     deadline: float = math.inf
     timed_out: bool = False
+
+    def __post_init__(self) -> None:
+        self.baton = threading.Lock()
+        self.baton.acquire()
 
 
 @dataclass
@@ -221,6 +226,7 @@ class Scheduler:
     def _trace(self, interruption: _Interruption) -> None:
         """Stop this thread before the instruction, and let the others run."""
         instructions = itertools.count(1)
+        visits = Counter[tuple[int, int]]()
 
         def trace(frame: FrameType, event: str, _: object) -> Any:
             if frame.f_code.co_filename != self._file:
@@ -228,7 +234,9 @@ class Scheduler:
             frame.f_trace_opcodes = True
             if event != "opcode" or frame.f_lineno is None:  # None: not of the learner's writing
                 return trace
-            if next(instructions) == interruption.instruction:
+            instruction = id(frame.f_code), frame.f_lasti
+            visits[instruction] += 1
+            if visits[instruction] <= MAX_VISITS and next(instructions) == interruption.instruction:
                 interruption.stopped, interruption.happened = self._current, True
                 self._log(f"{self._current.name} was interrupted at {self._place(frame)}")
                 self._ready.append(self._current)
@@ -236,6 +244,7 @@ class Scheduler:
                 self._pass_on()
                 thread.baton.acquire()
                 interruption.stopped = None
+                sys.settrace(None)
             return trace
 
         sys._getframe().f_trace_opcodes = True  # Python 3.12 needs one such frame before settrace

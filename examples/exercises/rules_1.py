@@ -105,7 +105,7 @@ def used_again(solution: Any) -> str | None:
 
 @rule(
     "at most max_connections are created, however many threads ask",
-    called="max_connections=2; 3 threads call get_connection(timeout=0.2)",
+    called="max_connections=2; 3 threads call get_connection(timeout=0.1)",
     expected="2 connections are created, and 1 thread gets a TimeoutError",
     needs=(comes_from_create,),
 )
@@ -113,7 +113,7 @@ def never_too_many(solution: Any) -> str | None:
     def scenario(run: RunThreads) -> str | None:
         create = Factory()
         pool = solution.RetryPool(create, is_healthy, max_connections=2)
-        get = partial(pool.get_connection, timeout=0.2)
+        get = partial(pool.get_connection, timeout=0.1)
         outcomes = run(get, get, get, expected=TimeoutError)
         timeouts = sum(isinstance(outcome, TimeoutError) for outcome in outcomes)
         if (len(create.created), timeouts) == (2, 1):
@@ -163,7 +163,7 @@ def waits_for_one(solution: Any) -> str | None:
 
 @rule(
     "one returned connection serves one waiting caller; the other waits on",
-    called="max_connections=1, c is checked out; threads 1 and 2 call get_connection(timeout=5), "
+    called="max_connections=1, c is checked out; threads 1 and 2 call get_connection(timeout=0.1), "
     "thread 3 release_connection(c)",
     expected="one thread gets c, the other a TimeoutError",
     needs=(waits_for_one, timeout_uses_no_permit),
@@ -173,7 +173,7 @@ def serves_one_caller(solution: Any) -> str | None:
         create = Factory()
         pool = solution.RetryPool(create, is_healthy, max_connections=1)
         first = pool.get_connection()
-        get = partial(pool.get_connection, timeout=5)
+        get = partial(pool.get_connection, timeout=0.1)
         one, other, _ = run(
             get, get, partial(pool.release_connection, first), expected=TimeoutError
         )

@@ -151,9 +151,9 @@ def checks_are_not_recorded(solution: Any) -> str | None:
 
 @rule(
     "threads may record and check at the same moment",
-    called="one call is older than the window; thread 1 calls record(True), thread 2 record(False), "
-    "thread 3 check_health(); then check_health()",
-    expected='"error_rate": 0.5 at the end',
+    called="one failed call is older than the window, one that worked is in it; threads 1 and 2 call "
+    "record(False), thread 3 check_health(); then check_health()",
+    expected='"error_rate": 2/3 at the end',
     needs=(old_calls_do_not_count,),
 )
 def threads_lose_nothing(solution: Any) -> str | None:
@@ -161,12 +161,13 @@ def threads_lose_nothing(solution: Any) -> str | None:
         monitor = solution.HealthMonitor(RespondingClient())
         monitor.record(False)
         advance_clock(solution, 100)
-        success, failure = partial(monitor.record, True), partial(monitor.record, False)
-        *_, meanwhile = run(success, failure, monitor.check_health)
-        if meanwhile["error_rate"] not in (None, 0.0, 0.5, 1.0):
+        monitor.record(True)
+        failure = partial(monitor.record, False)
+        _, _, meanwhile = run(failure, failure, monitor.check_health)
+        if meanwhile["error_rate"] not in (0.0, 1 / 2, 2 / 3):
             return f'"error_rate": {meanwhile["error_rate"]!r} in thread 3'
         rate = monitor.check_health()["error_rate"]
-        return None if rate == 0.5 else f'"error_rate": {rate!r}'
+        return None if rate == 2 / 3 else f'"error_rate": {rate!r} at the end'
 
     return explore(solution, scenario)
 

@@ -1,11 +1,11 @@
 """Exercise 1, solved: a retry pool.
 
-Two things keep it right. The semaphore counts places, and is where threads wait. The
-lock guards the two collections, for a moment each time: whatever may take long (waiting,
-making, asking, closing) happens without it.
+The semaphore counts permits, and threads wait for it. The lock protects the two collections and
+is held only for a moment. Everything that may take long happens without it: waiting, creating,
+checking, closing.
 
-Why there are never too many: a connection is made only by a thread that has a place,
-and only when none is idle. So all that exist, or are being made, have a place each.
+There are never too many connections: a thread creates one only if it has a permit and none is
+idle. So every connection that exists, or is being created, has a permit of its own.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ C = TypeVar("C")
 
 
 class RetryPool(Generic[C]):
-    """A pool of connections, safe for threads.
+    """Keep up to ``max_connections`` connections for many threads. Thread-safe.
 
-    ``create()`` makes a connection, and is retried by ``retrier`` (by default, three
-    attempts). ``is_healthy(connection)`` says whether one still works; an error that it
-    raises means no. Raises ValueError unless ``max_connections`` is 1 or more.
+    ``create()`` makes a connection, and is retried with ``retrier`` (by default, three
+    attempts). ``is_healthy(connection)`` returns True if a connection still works; an error
+    that it raises means False. Raises ValueError if ``max_connections`` is below 1.
     """
 
     def __init__(
@@ -38,48 +38,48 @@ class RetryPool(Generic[C]):
         retrier: Retrier | None = None,
     ) -> None:
         if max_connections < 1:
-            raise ValueError(f"max_connections must be 1 or more, not {max_connections!r}")
+            raise ValueError(f"max_connections must be >= 1, got {max_connections!r}")
         self._create = create
         self._is_healthy = is_healthy
         self._max_connections = max_connections
         self._retrier = retrier or Retrier()
-        self._places = threading.Semaphore(max_connections)
+        self._permits = threading.Semaphore(max_connections)
         self._lock = threading.Lock()
         self._idle: list[C] = []
-        self._out: dict[int, C] = {}  # by id: a connection may be unhashable, or equal another
+        self._checked_out: dict[int, C] = {}  # by id: connections may be equal or have no hash
 
     def get_connection(self, timeout: float | None = None) -> C:
-        """A connection that works; waits for one while all are out.
+        """Check out a healthy connection, waiting while all are checked out.
 
-        ``timeout`` is in seconds; None waits as long as it takes. Raises TimeoutError
-        when none came back in time, and the last error of ``create`` when none can be made.
+        ``timeout`` is in seconds; None waits without a limit. Raises TimeoutError if no
+        connection was returned in time, and the last error of ``create`` if it failed.
         """
-        if not self._places.acquire(timeout=timeout):
-            raise TimeoutError(f"all {self._max_connections} connections are out")
+        if not self._permits.acquire(timeout=timeout):
+            raise TimeoutError(f"all {self._max_connections} connections are checked out")
         try:
             connection = self._idle_or_new()
         except BaseException:
-            self._places.release()
+            self._permits.release()
             raise
         with self._lock:
-            self._out[id(connection)] = connection
+            self._checked_out[id(connection)] = connection
         return connection
 
     def release_connection(self, connection: C) -> None:
-        """Give a connection back.
+        """Return a connection to the pool.
 
-        Raises ValueError for one that isn't checked out: returned twice, or not from this pool.
+        Raises ValueError for one that is not checked out: returned before, or not from this pool.
         """
         with self._lock:
-            if id(connection) not in self._out:
-                raise ValueError("this connection is not out")
-            del self._out[id(connection)]
+            if id(connection) not in self._checked_out:
+                raise ValueError("this connection is not checked out")
+            del self._checked_out[id(connection)]
             self._idle.append(connection)
-        self._places.release()
+        self._permits.release()
 
     @contextlib.contextmanager
     def connection(self, timeout: float | None = None) -> Iterator[C]:
-        """``with pool.connection() as c:`` gets one, and gives it back in any case."""
+        """Check out a connection for a ``with`` block, and return it when the block ends."""
         connection = self.get_connection(timeout)
         try:
             yield connection
@@ -107,5 +107,5 @@ class RetryPool(Generic[C]):
 def _close(connection: object) -> None:
     close = getattr(connection, "close", None)
     if close is not None:
-        with contextlib.suppress(Exception):  # it is given up anyway
+        with contextlib.suppress(Exception):  # the connection is discarded anyway
             close()

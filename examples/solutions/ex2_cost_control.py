@@ -1,7 +1,7 @@
 """Exercise 2, solved: cost control.
 
-`reserve` compares and books under one lock: that is the whole secret. A controller that
-is only asked "may I?" lets every thread in that asks before the first answer has come.
+The point is that `reserve` compares and books while it holds the lock. If a controller only
+compared, every thread that asks before the first response has come would be allowed to call.
 """
 
 import sys
@@ -18,13 +18,13 @@ from lib.client import Usage
 
 @dataclass(frozen=True)
 class Price:
-    """USD for a million tokens."""
+    """USD per million tokens."""
 
     prompt: Decimal
     completion: Decimal
 
 
-# Mistral's list prices of 2026-08-21. Prices move: for today's, see https://mistral.ai/pricing
+# Mistral's list prices of 2026-08-21. Prices change; the current ones: https://mistral.ai/pricing
 PRICES: Mapping[str, Price] = {
     "mistral-small-latest": Price(Decimal("0.15"), Decimal("0.60")),
     "mistral-medium-latest": Price(Decimal("1.50"), Decimal("7.50")),
@@ -34,23 +34,23 @@ PRICES: Mapping[str, Price] = {
 
 
 class BudgetExceededError(Exception):
-    """The call was not made: its worst case doesn't fit in what remains."""
+    """The call was not made: its worst case costs more than what remains."""
 
 
 class UnknownModelError(LookupError):
-    """The model has no price, so nobody knows what it costs."""
+    """The model has no price, so the cost of a call is unknown."""
 
 
-@dataclass(frozen=True, eq=False)  # each one is itself alone, even beside one of equal amount
+@dataclass(frozen=True, eq=False)  # two reservations of the same amount are not equal
 class Reservation:
-    """Money set aside for one call, in USD."""
+    """Money set aside for one call; ``amount`` is in USD."""
 
     model: str
     amount: Decimal
 
 
 class CostController:
-    """Keeps what all threads spend together within ``budget`` (USD)."""
+    """Keep what all threads spend together within ``budget`` (USD). Thread-safe."""
 
     def __init__(self, budget: Decimal, prices: Mapping[str, Price] = PRICES) -> None:
         self._budget = budget
@@ -60,26 +60,27 @@ class CostController:
         self._open: set[Reservation] = set()
 
     def reserve(self, model: str, prompt_tokens: int, max_tokens: int) -> Reservation:
-        """Set the worst case aside: the prompt, and ``max_tokens`` of answer.
+        """Set aside the worst case: the prompt and ``max_tokens`` completion tokens.
 
-        Raises BudgetExceededError when it is more than remains, UnknownModelError for a
-        model without a price, ValueError for negative tokens. Then nothing is set aside.
+        Raises BudgetExceededError if it is more than what remains, UnknownModelError for a
+        model without a price, ValueError for a negative number of tokens. After an error,
+        nothing is set aside.
         """
         reservation = Reservation(model, self._cost(model, prompt_tokens, max_tokens))
         with self._lock:
             remaining = self._budget - self._spent - self._reserved()
             if reservation.amount > remaining:
-                raise BudgetExceededError(f"{reservation.amount} USD of {remaining} that remain")
+                raise BudgetExceededError(f"{reservation.amount} USD needed, {remaining} remain")
             self._open.add(reservation)
         return reservation
 
     def settle(self, reservation: Reservation, usage: Usage | None) -> None:
-        """Book what the call did cost, and free what it didn't.
+        """Book what the call cost, and free the rest of its reservation.
 
-        ``usage`` is what came back with the answer. None, where the server didn't tell it,
-        books the whole reservation: better to have counted too much than too little.
-        Raises ValueError for a reservation that isn't open (settled or released before,
-        or not made here), and for negative tokens. Then nothing changes.
+        ``usage`` comes with the response. Without it (None), the whole reservation is booked:
+        it is safer to count too much than too little. Raises ValueError for a reservation that
+        is not open (settled or released before, or made by another controller), and for a
+        negative number of tokens. After an error, nothing has changed.
         """
         cost = reservation.amount
         if usage is not None:
@@ -89,33 +90,33 @@ class CostController:
             self._spent += cost
 
     def release(self, reservation: Reservation) -> None:
-        """Free the whole reservation: the call failed. Raises ValueError if it isn't open."""
+        """Free the reservation of a failed call. Raises ValueError if it is not open."""
         with self._lock:
             self._close(reservation)
 
     @property
     def spent(self) -> Decimal:
-        """USD that answers have cost."""
+        """Return the USD that responses have cost."""
         with self._lock:
             return self._spent
 
     @property
     def reserved(self) -> Decimal:
-        """USD set aside for calls under way."""
+        """Return the USD set aside for calls in progress."""
         with self._lock:
             return self._reserved()
 
     @property
     def remaining(self) -> Decimal:
-        """USD that may still be reserved; below 0 if answers cost more than was reserved."""
+        """Return the USD that can be reserved; below 0 if responses cost more than reserved."""
         with self._lock:
             return self._budget - self._spent - self._reserved()
 
     def _cost(self, model: str, prompt_tokens: int, completion_tokens: int) -> Decimal:
         if model not in self._prices:
-            raise UnknownModelError(f"{model} has no price")
+            raise UnknownModelError(f"{model!r} has no price")
         if prompt_tokens < 0 or completion_tokens < 0:
-            raise ValueError("tokens can't be negative")
+            raise ValueError("the number of tokens must be >= 0")
         price = self._prices[model]
         per_million = prompt_tokens * price.prompt + completion_tokens * price.completion
         return per_million / 1_000_000

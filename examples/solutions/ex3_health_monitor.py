@@ -1,8 +1,8 @@
 """Exercise 3, solved: a health monitor.
 
-The two checks differ in what they call and in the word for its failure, so that is all
-they say; `_probe` does the rest. `check_chat` finds what a green list of models hides, but
-it costs a token each time: ask it every few minutes, and the other one every few seconds.
+The two checks differ only in what they call and in the status if it fails; `_probe` does the
+rest. `check_chat` finds problems that the list of models hides, but it costs a token each time:
+run it every few minutes, and `check_health` every few seconds.
 """
 
 import sys
@@ -22,11 +22,11 @@ HELLO = [{"role": "user", "content": "Hello!"}]
 
 
 class Health(TypedDict):
-    """What a check found out.
+    """The result of a check.
 
-    ``response_time`` is the seconds that the answer took, None where none came or it was
-    an error. ``error_rate`` is failed calls / all calls (0.0 to 1.0) in the window, None
-    where the window holds none: to know nothing is not the same as to know of no errors.
+    ``response_time`` is how long the response took, in seconds; None if there was none or it
+    was an error. ``error_rate`` is failed calls / all calls in the window (0.0 to 1.0); None
+    if there were no calls, which is not the same as no errors.
     """
 
     api_status: Literal["up", "degraded", "down"]
@@ -35,32 +35,32 @@ class Health(TypedDict):
 
 
 class HealthMonitor:
-    """Watches one API; safe for threads. ``window_seconds``: how long a call is remembered."""
+    """Watch one API, counting the calls of the last ``window_seconds``. Thread-safe."""
 
     def __init__(self, client: MistralClient, window_seconds: float = 60.0) -> None:
         self._client = client
         self._window_seconds = window_seconds
-        self._calls: deque[tuple[float, bool]] = deque()  # (when it ended, its success)
+        self._calls: deque[tuple[float, bool]] = deque()  # (when it ended, success)
         self._lock = threading.Lock()
 
     def record(self, success: bool) -> None:
-        """Remember how a call of the program ended, and when (by ``time.monotonic()``)."""
+        """Record whether a call succeeded, and when it ended (``time.monotonic()``)."""
         with self._lock:
             self._forget_old_calls()
             self._calls.append((time.monotonic(), success))
 
     def check_health(self) -> Health:
-        """Ask for the models: "up" if they come, "down" if anything goes wrong.
+        """Request the models: "up" if they come, "down" after any MistralError.
 
-        Raises no MistralError. A check is no call of the program: it isn't recorded.
+        It raises no MistralError, and is not recorded as a call.
         """
         return self._probe(self._client.models, "down")
 
     def check_chat(self) -> Health:
-        """``check_health``; and if that is "up", a chat with ``max_tokens=1``.
+        """Do ``check_health()`` and, if that is "up", send a chat with ``max_tokens=1``.
 
-        "up" if the chat works, "degraded" if it doesn't; "down", with no chat sent, if not
-        even the models come. ``response_time`` is then the chat's. Raises no MistralError.
+        "up" if the chat works; ``response_time`` is the chat's. "degraded" if the chat fails.
+        "down", with no chat sent, if the models don't come. It raises no MistralError.
         """
         health = self.check_health()
         if health["api_status"] != "up":
@@ -91,6 +91,6 @@ class HealthMonitor:
             return failed / len(self._calls) if self._calls else None
 
     def _forget_old_calls(self) -> None:
-        oldest_that_counts = time.monotonic() - self._window_seconds
-        while self._calls and self._calls[0][0] < oldest_that_counts:
+        window_start = time.monotonic() - self._window_seconds
+        while self._calls and self._calls[0][0] < window_start:
             self._calls.popleft()

@@ -1,11 +1,11 @@
 """Exercise 4, solved: retry( breaker( limiter( call ))).
 
-The breaker inside the retries sees every attempt, so with a threshold of 2 it opens after
-2 requests; CircuitOpenError is not retryable, and the retries end. Around the retries it
-would see one failure where there were 4: 8 requests to a service that is down, to open.
+The breaker is inside the retries and sees every attempt: with a threshold of 2 it opens after 2
+requests. CircuitOpenError is not retryable, so the retries end. If the breaker were around the
+retries, it would count 4 failed attempts as one failure, and open only after 8 requests.
 
-`lib/resilient_client.py` is this function grown up: it also holds all threads back after
-a 429, and logs.
+`lib/resilient_client.py` does the same for production: it also pauses all threads after a 429,
+and it logs.
 """
 
 import sys
@@ -28,10 +28,10 @@ def resilient_chat(
     limiter: RateLimiter,
     messages: Sequence[Mapping[str, Any]],
 ) -> ChatCompletion:
-    """The answer to a chat, retried, guarded and paced.
+    """Send a chat request through the retrier, the breaker and the limiter.
 
-    Raises the error of the last attempt: a MistralError, or CircuitOpenError where the
-    circuit was open and nothing was sent.
+    Raises the error of the last attempt: a MistralError, or CircuitOpenError if the circuit
+    was open and nothing was sent.
     """
 
     def paced_call() -> ChatCompletion:
