@@ -83,7 +83,7 @@ def is_response_time(value: object) -> bool:
 )
 def down_without_an_error(solution: Any) -> str | None:
     for fault in ("503", "drop", "badjson", "timeout"):
-        timeout = 0.2 if fault == "timeout" else 4.0
+        timeout = 0.1 if fault == "timeout" else 4.0
         with client_under(solution, fault, timeout) as (_, client):
             health = solution.HealthMonitor(client).check_health()
         if (health["api_status"], health["response_time"]) != ("down", None):

@@ -1,6 +1,5 @@
-"""retry( limiter( breaker( call ))): a call that isn't made uses up a slot."""
+"""The retrier and the breaker as decorators."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lib.circuit_breaker import CircuitBreaker
@@ -14,10 +13,12 @@ def resilient_chat(
     retrier: Retrier,
     breaker: CircuitBreaker,
     limiter: RateLimiter,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Any,
 ) -> ChatCompletion:
-    def attempt() -> ChatCompletion:
+    @retrier
+    @breaker
+    def chat() -> ChatCompletion:
         limiter.acquire()
-        return breaker.call(lambda: client.chat(messages))
+        return client.chat(messages)
 
-    return retrier.call(attempt)
+    return chat()
