@@ -18,7 +18,7 @@ help:
 	@echo "                    FAULTS=503,503 injects failures; ARGS=--trace draws a timeline"
 	@echo "make run-failures   run the lessons with the most instructive faults (half a minute)"
 	@echo "make run-many-processes  run four processes that share one limit over Redis (20 seconds)"
-	@echo "make check N=1      check your solution of exercise 1 (up to 4), rule by rule"
+	@echo "make check          show your progress in the exercises; N=1 checks one, rule by rule"
 	@echo "make test           run the tests"
 	@echo "make test-shared    test the shared limiter with real processes and a real server"
 	@echo "make soak           run 16 threads, thousands of calls, every fault (half a minute)"
@@ -46,8 +46,10 @@ run-%: $(READY)
 	[ -n "$$script" ] || { echo "There is no lesson $*: run-01 to run-06, run-streaming, run-token-limits, run-asyncio-client." >&2; exit 1; }; \
 	$(BIN)/python "$$script" $(if $(FAULTS),--faults '$(FAULTS)') $(ARGS)
 
+# check.py exits with 1 if a rule does not hold. The target succeeds all the same: an exercise that
+# is not finished is no reason for make to add an error line of its own.
 check: $(READY)
-	@$(BIN)/python examples/exercises/check.py "$(N)" $(ARGS)
+	@$(BIN)/python examples/exercises/check.py $(N) $(ARGS) || true
 
 test: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)

@@ -21,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from examples.exercises.rules import DidNotReturnError, Rule, describe, load, within
@@ -55,14 +56,14 @@ def main() -> int:
     options = _parse()
     if options.number is None:
         return show_overview()
-    path = options.file or Path(__file__).with_name(EXERCISES[options.number])
+    path = options.file or HERE / EXERCISES[options.number]
     return check_exercise(options.number, path, hint=options.hint)
 
 
 def show_overview() -> int:
     """Print the progress in each exercise."""
     for number, file in EXERCISES.items():
-        print(f"  {number}  {file:<24}{_progress(number, Path(__file__).with_name(file))}")
+        print(f"  {number}  {file:<24}{_progress(number, HERE / file)}")
     print("\nCheck one of them, rule by rule: make check N=1")
     return 0
 

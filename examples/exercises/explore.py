@@ -18,6 +18,7 @@ After CHESS: Musuvathi et al., "Finding and Reproducing Heisenbugs in Concurrent
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import itertools
 import linecache
@@ -25,13 +26,17 @@ import math
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Protocol
 
 Errors = type[Exception] | tuple[type[Exception], ...]
 
+# Instructions that touch nothing that threads share: stopping before the next one is the same.
+PRIVATE = ("LOAD_FAST", "STORE_FAST", "LOAD_CONST", "POP_TOP", "POP_BLOCK", "POP_EXCEPT", "COPY",
+           "SWAP", "DUP_TOP", "ROT_", "BUILD_", "RETURN_", "JUMP_FORWARD", "JUMP_BACKWARD",
+           "JUMP_ABSOLUTE", "PUSH_NULL", "RESUME", "PRECALL", "KW_NAMES", "NOP")  # fmt: skip
 MAX_VISITS = 3  # of one instruction in a loop: the later ones find nothing new
 CLOCK_TICK = 1e-6  # seconds for each look at the clock: a loop that polls the clock must end
 
@@ -71,7 +76,7 @@ class _Interruption:
 
     thread: int
     instruction: int
-    first: int  # the thread that starts the run
+    order: Sequence[int]  # in which the threads start
     stopped: _Thread | None = None
     happened: bool = False
     log: list[str] = field(default_factory=list)  # who ran, up to the moment when it goes on
@@ -101,10 +106,10 @@ class Scheduler:
         and returns None, or the problem in words. ``describe`` puts an error into words.
         Returns the first problem, and who was interrupted where.
         """
-        kinds: list[int] = []  # of several threads with the same action, the first
+        kinds: list[int] = []  # threads with the same action are of the same kind
 
         def run_uninterrupted(*actions: Callable[[], object], expected: Errors = ()) -> list[Any]:
-            kinds[:] = [actions.index(action) for action in dict.fromkeys(actions)]
+            kinds[:] = [actions.index(action) for action in actions]
             return self.run(*actions, expected=expected)
 
         def problem_of(run: RunThreads) -> str | None:
@@ -115,15 +120,27 @@ class Scheduler:
 
         if problem := problem_of(run_uninterrupted):
             return problem
-        for first, thread in itertools.product(kinds, kinds):
-            for instruction in itertools.count(1):
-                interruption = _Interruption(thread, instruction, first)
-                with contextlib.redirect_stdout(None):  # what it prints, it has printed once
-                    problem = problem_of(functools.partial(self.run, interruption=interruption))
-                if problem:
-                    return f"{problem}\n({'; then '.join(interruption.log)})"
-                if not interruption.happened:
-                    break  # the thread has fewer instructions
+        different_orders: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for order in itertools.permutations(range(len(kinds))):
+            different_orders.setdefault(tuple(kinds[n] for n in order), order)
+        for order in different_orders.values():
+            first_of_kind = {kinds[n]: n for n in reversed(order)}
+            for thread in first_of_kind.values():
+                if problem := self._explore_thread(thread, order, problem_of):
+                    return problem
+        return None
+
+    def _explore_thread(
+        self, thread: int, order: Sequence[int], problem_of: Callable[[RunThreads], str | None]
+    ) -> str | None:
+        """Interrupt this thread before each of its instructions; start the threads in order."""
+        interruption = _Interruption(thread, 0, order, happened=True)
+        while interruption.happened:  # until the thread has no more instructions
+            interruption = _Interruption(thread, interruption.instruction + 1, order)
+            with contextlib.redirect_stdout(None):  # print once, not for each interruption
+                problem = problem_of(functools.partial(self.run, interruption=interruption))
+            if problem:
+                return f"{problem}\n({'; then '.join(interruption.log)})"
         return None
 
     def run(
@@ -152,12 +169,10 @@ class Scheduler:
                 self.wake(unfinished)
             self._pass_on()
 
-        for number in range(len(actions)):
+        for number in interruption.order if interruption else range(len(actions)):
             thread = _Thread(f"thread {number + 1}")
             self._ready.append(thread)
             threading.Thread(target=body, args=(number, thread), daemon=True).start()
-        if interruption:
-            self._ready.insert(0, self._ready.pop(interruption.first))
         self.wait(unfinished)
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, expected):
@@ -232,7 +247,7 @@ class Scheduler:
             if frame.f_code.co_filename != self._file:
                 return None
             frame.f_trace_opcodes = True
-            if event != "opcode" or frame.f_lineno is None:  # None: not of the learner's writing
+            if event != "opcode" or frame.f_lasti not in _shared_instructions(frame.f_code):
                 return trace
             instruction = id(frame.f_code), frame.f_lasti
             visits[instruction] += 1
@@ -255,10 +270,22 @@ class Scheduler:
             self._interruption.log.append(event)
 
     def _place(self, frame: FrameType | None) -> str:
-        """Return the line of the learner's file at which this frame, or its caller, stands."""
-        while frame and frame.f_code.co_filename != self._file:
+        """Return the lines of the learner's file that led to this frame, the first call first."""
+        lines = []
+        while frame:
+            if frame.f_code.co_filename == self._file:
+                number = frame.f_lineno or frame.f_code.co_firstlineno
+                line = linecache.getline(self._file, number).strip()
+                lines.append(f"line {number}: `{line}`")
             frame = frame.f_back
-        if frame is None:
-            return "a call of the check"
-        number = frame.f_lineno or frame.f_code.co_firstlineno
-        return f"line {number}: `{linecache.getline(self._file, number).strip()}`"
+        return " -> ".join(reversed(lines)) or "a call of the check"
+
+
+@functools.cache
+def _shared_instructions(code: CodeType) -> frozenset[int]:
+    """Return the offsets of the instructions at which an interruption can make a difference."""
+    return frozenset(
+        instruction.offset
+        for instruction in dis.get_instructions(code)
+        if not instruction.opname.startswith(PRIVATE)
+    )

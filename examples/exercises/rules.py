@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import linecache
 import sys
 import threading
 import traceback
@@ -49,6 +50,7 @@ def load(path: Path) -> Any:
 
     Raises whatever the file raises, SyntaxError included.
     """
+    linecache.checkcache(str(path))  # the messages quote its lines
     code = compile(path.read_bytes(), str(path), "exec")
     scheduler = Scheduler(str(path))
     modules = virtual_modules(scheduler)

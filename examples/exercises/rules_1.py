@@ -100,7 +100,7 @@ def used_again(solution: Any) -> str | None:
     first = pool.get_connection()
     pool.release_connection(first)
     second = pool.get_connection()
-    return None if second is first else f"another connection; create was called {create.calls} times"
+    return None if second is first else f"another connection; calls of create: {create.calls}"
 
 
 @rule(
@@ -118,7 +118,7 @@ def never_too_many(solution: Any) -> str | None:
         timeouts = sum(isinstance(outcome, TimeoutError) for outcome in outcomes)
         if (len(create.created), timeouts) == (2, 1):
             return None
-        return f"{len(create.created)} connections were created, {timeouts} threads got TimeoutError"
+        return f"connections created: {len(create.created)}; TimeoutErrors: {timeouts}"
 
     return explore(solution, scenario)
 
@@ -180,7 +180,7 @@ def serves_one_caller(solution: Any) -> str | None:
         timeouts = sum(isinstance(outcome, TimeoutError) for outcome in (one, other))
         if timeouts == 1 and first in (one, other) and create.calls == 1:
             return None
-        return f"{timeouts} TimeoutErrors; create was called {create.calls} times"
+        return f"TimeoutErrors: {timeouts}; calls of create: {create.calls}"
 
     return explore(solution, scenario)
 
@@ -271,8 +271,8 @@ def creation_is_retried(solution: Any) -> str | None:
     try:
         pool.get_connection()
     except UnavailableError:
-        return f"the error of create; create was called {create.calls} times"
-    return None if create.calls == 3 else f"create was called {create.calls} times"
+        return f"the error of create; calls of create: {create.calls}"
+    return None if create.calls == 3 else f"calls of create: {create.calls}"
 
 
 @rule(
@@ -290,8 +290,8 @@ def replacement_is_retried(solution: Any) -> str | None:
     try:
         pool.get_connection()
     except UnavailableError:
-        return f"the error of create; create was called {create.calls} times"
-    return None if create.calls == 2 else f"create was called {create.calls} times"
+        return f"the error of create; calls of create: {create.calls}"
+    return None if create.calls == 2 else f"calls of create: {create.calls}"
 
 
 @rule(
@@ -305,7 +305,7 @@ def failure_frees_the_permit(solution: Any) -> str | None:
     create = Factory(failures=2)
     pool = solution.RetryPool(create, is_healthy, max_connections=1, retrier=retrier(2))
     if problem := missing(UnavailableError, pool.get_connection):
-        return f"{problem}; create was called {create.calls} times"
+        return f"{problem}; calls of create: {create.calls}"
     try:
         pool.get_connection(timeout=0.05)
     except TimeoutError:
@@ -325,7 +325,7 @@ def failure_wakes_a_caller(solution: Any) -> str | None:
         pool = solution.RetryPool(create, is_healthy, max_connections=1, retrier=retrier(1))
         outcomes = run(pool.get_connection, pool.get_connection, expected=UnavailableError)
         errors = sum(isinstance(outcome, UnavailableError) for outcome in outcomes)
-        return None if errors == 1 else f"{errors} threads got the error of create"
+        return None if errors == 1 else f"errors of create: {errors}"
 
     return explore(solution, scenario)
 
@@ -405,7 +405,7 @@ def returned_once(solution: Any) -> str | None:
         outcomes = run(release, release, expected=ValueError)
         errors = sum(isinstance(outcome, ValueError) for outcome in outcomes)
         if errors != 1:
-            return f"{errors} ValueErrors"
+            return f"ValueErrors: {errors}"
         pool.get_connection(timeout=0.05)
         if problem := missing(TimeoutError, partial(pool.get_connection, timeout=0.05)):
             return f"1 ValueError, then c, then {problem}"

@@ -143,15 +143,15 @@ def threads_cannot_overspend(solution: Any) -> str | None:
         reserve = partial(control.reserve, "round", 1000, 0)
         outcomes = run(reserve, reserve, reserve, expected=solution.BudgetExceededError)
         made = sum(isinstance(outcome, solution.Reservation) for outcome in outcomes)
-        return differs(control, "0", "2", "0") if made == 2 else f"{made} reservations"
+        return differs(control, "0", "2", "0") if made == 2 else f"reservations: {made}"
 
     return explore(solution, scenario)
 
 
 @rule(
     "money is spent in the same step in which its reservation is closed",
-    called='CostController(Decimal(1), ...), r = reserve("round", 1000, 0); thread 1 settles r with '
-    'a usage of 1 USD, thread 2 calls reserve("round", 1000, 0)',
+    called='CostController(Decimal(1), ...), r = reserve("round", 1000, 0); thread 1 settles r '
+    'with a usage of 1 USD, thread 2 calls reserve("round", 1000, 0)',
     expected="BudgetExceededError in thread 2, whichever is first",
     needs=(settles_with_the_usage, reservations_count),
 )
@@ -254,7 +254,7 @@ def threads_close_once(solution: Any) -> str | None:
         outcomes = run(settle, settle, release, expected=ValueError)
         errors = sum(isinstance(outcome, ValueError) for outcome in outcomes)
         if errors != 2:
-            return f"{errors} ValueErrors"
+            return f"ValueErrors: {errors}"
         spent, remaining = ("0", "8") if outcomes[2] is None else ("1", "7")
         return differs(control, spent, "0", remaining)
 
@@ -263,8 +263,8 @@ def threads_close_once(solution: Any) -> str | None:
 
 @rule(
     "no call is too cheap to be counted",
-    called="CostController(Decimal(1)), then 1000 calls of mistral-small-latest with 1 prompt token "
-    "and 1 completion token: 0.00000075 USD each",
+    called="CostController(Decimal(1)), then 1000 calls of mistral-small-latest with 1 prompt "
+    "token and 1 completion token: 0.00000075 USD each",
     expected="spent Decimal 0.00075, remaining Decimal 0.99925",
     needs=(settles_with_the_usage,),
 )

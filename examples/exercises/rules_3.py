@@ -151,7 +151,7 @@ def checks_are_not_recorded(solution: Any) -> str | None:
 
 @rule(
     "threads may record and check at the same moment",
-    called="one failed call is older than the window, one that worked is in it; threads 1 and 2 call "
+    called="the window holds one successful call, and a failed one is older; threads 1 and 2 call "
     "record(False), thread 3 check_health(); then check_health()",
     expected='"error_rate": 2/3 at the end',
     needs=(old_calls_do_not_count,),

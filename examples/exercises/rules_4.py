@@ -75,7 +75,7 @@ def open_circuit(breaker: CircuitBreaker) -> None:
 def differs(result: Result, ended_with: str, responses: list[str]) -> str:
     """Return "" if it ended so, after these responses; else both traces side by side."""
     right = [f"POST chat -> {response}" for response in responses]
-    problem = f"{len(result.trace)} requests arrived; it ended with {result.ended_with}"
+    problem = f"requests: {len(result.trace)}; it ended with {result.ended_with}"
     if result.trace != right:
         rows = [("what the server saw", "expected"), ("-" * 19, "-" * 18)]
         rows += itertools.zip_longest(
@@ -127,7 +127,7 @@ def each_attempt_is_paced(solution: Any) -> str | None:
     result = chat(solution, "503,503")
     if result.slots == len(result.trace) == 3:
         return None
-    return f"{result.slots} slots were taken, {len(result.trace)} requests arrived"
+    return f"slots taken: {result.slots}; requests: {len(result.trace)}"
 
 
 @rule(
@@ -154,7 +154,7 @@ def open_circuit_costs_nothing(solution: Any) -> str | None:
     result = chat(solution, "ok*", circuit_open=True)
     if problem := differs(result, "CircuitOpenError", []):
         return problem
-    return f"no request, but {result.slots} slots were taken" if result.slots else None
+    return f"no request, but slots taken: {result.slots}" if result.slots else None
 
 
 @rule(

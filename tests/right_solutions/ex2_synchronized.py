@@ -88,7 +88,7 @@ class CostController:
     @property
     @synchronized
     def remaining(self) -> Decimal:
-        return self.budget - self.spent - self.reserved
+        return self.budget - self._spent - self._reserved
 
     def cost(self, model: str, prompt_tokens: int, completion_tokens: int) -> Decimal:
         if min(prompt_tokens, completion_tokens) < 0:
