@@ -12,7 +12,8 @@ A list of models does not prove that a chat works. If an account has used up its
 still comes (200), but every chat fails (402, PaymentRequiredError). So the monitor has a second,
 more expensive check: `check_chat()` asks for one token of chat.
 
-A health check feeds a dashboard: it reports errors, and never raises them.
+A health check feeds a dashboard: it reports errors, and never raises them. While a slow check
+waits for its response, other threads can record: no lock is held while it calls the API.
 
 Write your code between the two marks below, add imports above, and check it:
 

@@ -58,8 +58,8 @@ def load(path: Path) -> Any:
     vars(module).update(
         __file__=str(path),
         __scheduler__=scheduler,
+        __modules__=modules,
         __builtins__={**vars(builtins), "__import__": import_with(modules)},
-        __threading__=modules["threading"],
     )
     sys.modules[MODULE_NAME] = module  # dataclasses look their module up
     exec(code, vars(module))

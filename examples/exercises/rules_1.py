@@ -186,6 +186,34 @@ def serves_one_caller(solution: Any) -> str | None:
 
 
 @rule(
+    "the timeout limits the whole wait, however often the thread is woken",
+    called="max_connections=1, c is checked out; thread 1 calls get_connection(timeout=1); after "
+    "0.6 s, thread 2 calls release_connection(c) and at once get_connection()",
+    expected="thread 1 gets c, or a TimeoutError after 1 s",
+    needs=(waits_for_one, timeout_uses_no_permit),
+)
+def timeout_is_total(solution: Any) -> str | None:
+    time = solution.__modules__["time"]
+    pool = solution.RetryPool(Factory(), is_healthy, max_connections=1)
+    first = pool.get_connection()
+    start = time.monotonic()
+
+    def wait() -> float:
+        with contextlib.suppress(TimeoutError):
+            pool.get_connection(timeout=1)
+        return float(time.monotonic() - start)
+
+    def return_and_take_again() -> None:
+        time.sleep(0.6)
+        pool.release_connection(first)
+        with contextlib.suppress(TimeoutError):
+            pool.get_connection(timeout=0.01)
+
+    waited, _ = run_in_threads(solution, wait, return_and_take_again)
+    return None if waited < 1.1 else f"a TimeoutError after {waited:.1f} s"
+
+
+@rule(
     "an idle connection goes to one thread only",
     called="max_connections=2, one connection is idle; 2 threads call get_connection()",
     expected="2 different connections",
@@ -314,18 +342,22 @@ def failure_frees_the_permit(solution: Any) -> str | None:
 
 
 @rule(
-    "a failed create lets a waiting caller go on",
-    called="max_connections=1; create() fails the first time; 2 threads call get_connection()",
-    expected="one thread gets the error of create, the other a connection",
+    "a failed create frees one permit, and lets a waiting caller go on",
+    called="max_connections=2; create() fails the first time; 3 threads call get_connection(); "
+    "then get_connection(timeout=0.05)",
+    expected="one thread gets the error of create, the others a connection; then a TimeoutError",
     needs=(failure_frees_the_permit,),
 )
-def failure_wakes_a_caller(solution: Any) -> str | None:
+def failure_frees_one_permit(solution: Any) -> str | None:
     def scenario(run: RunThreads) -> str | None:
         create = Factory(failures=1)
-        pool = solution.RetryPool(create, is_healthy, max_connections=1, retrier=retrier(1))
-        outcomes = run(pool.get_connection, pool.get_connection, expected=UnavailableError)
+        pool = solution.RetryPool(create, is_healthy, max_connections=2, retrier=retrier(1))
+        get = pool.get_connection
+        outcomes = run(get, get, get, expected=UnavailableError)
         errors = sum(isinstance(outcome, UnavailableError) for outcome in outcomes)
-        return None if errors == 1 else f"errors of create: {errors}"
+        if errors != 1:
+            return f"errors of create: {errors}"
+        return missing(TimeoutError, partial(get, timeout=0.05))
 
     return explore(solution, scenario)
 
@@ -458,8 +490,9 @@ class Meeting:
 
     def __init__(self, solution: Any) -> None:
         self.took_place = False
-        self._barrier = solution.__threading__.Barrier(2)
-        self._broken_barrier = solution.__threading__.BrokenBarrierError
+        threading = solution.__modules__["threading"]
+        self._barrier = threading.Barrier(2)
+        self._broken_barrier = threading.BrokenBarrierError
 
     def wait(self) -> None:
         """Wait until the other thread comes too, or a second has passed."""

@@ -185,6 +185,26 @@ def threads_lose_nothing(solution: Any) -> str | None:
 
 
 @rule(
+    "the amounts are right at every moment while another thread settles",
+    called="CostController(Decimal(4), ...), 2 reservations of 1 USD; thread 1 settles one with a "
+    "usage of 1 USD, thread 2 reads remaining and reserved",
+    expected="remaining 2, reserved 2 or 1",
+    needs=(settles_with_the_usage,),
+)
+def amounts_are_consistent(solution: Any) -> str | None:
+    def scenario(run: RunThreads) -> str | None:
+        control = controller(solution, "4")
+        first, _ = [control.reserve("round", 1000, 0) for _ in range(2)]
+        settle = partial(control.settle, first, usage(1000, 0))
+        _, (remaining, reserved) = run(settle, lambda: (control.remaining, control.reserved))
+        if remaining == 2 and reserved in (1, 2):
+            return None
+        return f"remaining {remaining}, reserved {reserved}"
+
+    return explore(solution, scenario)
+
+
+@rule(
     "a model without a price is an UnknownModelError",
     called='CostController(Decimal(10), ...), reserve("gpt-unknown", 1, 1)',
     expected="UnknownModelError, with nothing set aside",

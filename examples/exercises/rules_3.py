@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from examples.exercises.explore import RunThreads
-from examples.exercises.rules import advance_clock, explore, rule
+from examples.exercises.rules import advance_clock, explore, rule, run_in_threads
 from lib.client import ChatCompletion, MistralClient
 from lib.errors import PaymentRequiredError
 from lib.mock_server import MockServer
@@ -160,8 +160,9 @@ def threads_lose_nothing(solution: Any) -> str | None:
     def scenario(run: RunThreads) -> str | None:
         monitor = solution.HealthMonitor(RespondingClient())
         monitor.record(False)
-        advance_clock(solution, 100)
+        advance_clock(solution, 50)
         monitor.record(True)
+        advance_clock(solution, 30)
         failure = partial(monitor.record, False)
         _, _, meanwhile = run(failure, failure, monitor.check_health)
         if meanwhile["error_rate"] not in (0.0, 1 / 2, 2 / 3):
@@ -170,6 +171,31 @@ def threads_lose_nothing(solution: Any) -> str | None:
         return None if rate == 2 / 3 else f'"error_rate": {rate!r} at the end'
 
     return explore(solution, scenario)
+
+
+@rule(
+    "a slow check does not hold up record: no lock is held while it calls the API",
+    called="thread 1 calls check_health(), and the API takes 1 s; thread 2 calls record(True)",
+    expected="record(True) returns at once",
+    needs=(rate_of_failures,),
+)
+def no_lock_during_a_check(solution: Any) -> str | None:
+    time = solution.__modules__["time"]
+
+    class SlowClient(RespondingClient):
+        def models(self) -> list[str]:
+            time.sleep(1)
+            return super().models()
+
+    monitor = solution.HealthMonitor(SlowClient())
+    start = time.monotonic()
+
+    def record() -> float:
+        monitor.record(True)
+        return float(time.monotonic() - start)
+
+    _, seconds = run_in_threads(solution, monitor.check_health, record)
+    return None if seconds < 0.1 else f"record(True) returned after {seconds:.1f} s"
 
 
 @rule(
