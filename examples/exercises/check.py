@@ -14,6 +14,7 @@ import argparse
 import ast
 import contextlib
 import importlib
+import io
 import os
 import sys
 import textwrap
@@ -148,7 +149,7 @@ def not_started(path: Path) -> bool:
 
 def _progress(number: int, path: Path) -> str:
     try:
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(io.StringIO()):
             solution = load_solution(path)
             if not_started(path):
                 return "not started"

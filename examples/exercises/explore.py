@@ -11,6 +11,8 @@ learner's file imports the ``threading``, ``queue`` and ``time`` of virtual_modu
 belong to the scheduler, and their time is virtual. When all threads wait, the clock jumps to the
 earliest timeout. When there is none, that is a deadlock, and it is reported at once.
 
+It does not find a bug that needs two interruptions of a run.
+
 After CHESS: Musuvathi et al., "Finding and Reproducing Heisenbugs in Concurrent Programs"
 (OSDI 2008).
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import io
 import itertools
 import linecache
 import math
@@ -37,12 +40,12 @@ Errors = type[Exception] | tuple[type[Exception], ...]
 PRIVATE = ("LOAD_FAST", "STORE_FAST", "LOAD_CONST", "POP_TOP", "POP_BLOCK", "POP_EXCEPT", "COPY",
            "SWAP", "DUP_TOP", "ROT_", "BUILD_", "RETURN_", "JUMP_FORWARD", "JUMP_BACKWARD",
            "JUMP_ABSOLUTE", "PUSH_NULL", "RESUME", "PRECALL", "KW_NAMES", "NOP")  # fmt: skip
-MAX_VISITS = 3  # of one instruction in a loop: the later ones find nothing new
-CLOCK_TICK = 1e-6  # seconds for each look at the clock: a loop that polls the clock must end
+MAX_VISITS = 3  # interruptions at the same instruction, so that a loop does not multiply the runs
+CLOCK_TICK = 1e-6  # seconds for each look at the clock, so that a loop that polls it ends
 
 
 class DeadlockError(BaseException):
-    """No thread can run any more. Not an Exception, so that the learner's code lets it pass."""
+    """No thread can run any more. Not an Exception, so that no ``except Exception`` hides it."""
 
 
 class RunThreads(Protocol):
@@ -60,6 +63,8 @@ class _Thread:
     """A thread that runs only while it holds its baton."""
 
     name: str
+    action: Callable[[], object]
+    outcome: Any = None  # what the action returned or raised
     waits_for: object = None
     waits_at: str = ""
     deadline: float = math.inf
@@ -79,7 +84,7 @@ class _Interruption:
     order: Sequence[int]  # in which the threads start
     stopped: _Thread | None = None
     happened: bool = False
-    log: list[str] = field(default_factory=list)  # who ran, up to the moment when it goes on
+    log: list[str] = field(default_factory=list)  # what the threads did until it went on
 
 
 class Scheduler:
@@ -91,9 +96,10 @@ class Scheduler:
     def __init__(self, file: str) -> None:
         self._file = file
         self._now = 1000.0  # virtual seconds
-        self._main = self._current = _Thread("the call")
+        self._main = self._current = _Thread("the call", lambda: None)
         self._ready: list[_Thread] = []
         self._waiting: list[_Thread] = []
+        self._unfinished: set[_Thread] = set()
         self._interruption: _Interruption | None = None
         self._deadlock: DeadlockError | None = None
 
@@ -102,9 +108,9 @@ class Scheduler:
     ) -> str | None:
         """Run the scenario without an interruption, then with every single one.
 
-        The scenario makes fresh objects, runs its threads with the function that it is given,
-        and returns None, or the problem in words. ``describe`` puts an error into words.
-        Returns the first problem, and who was interrupted where.
+        The scenario makes fresh objects, runs its threads with the function that it gets, and
+        returns the problem in words, or None. ``describe`` puts an error into words. Return
+        the first problem and where the thread was interrupted, or None.
         """
         kinds: list[int] = []  # threads with the same action are of the same kind
 
@@ -120,6 +126,7 @@ class Scheduler:
 
         if problem := problem_of(run_uninterrupted):
             return problem
+        # Two threads of the same kind may swap places: that is the same order.
         different_orders: dict[tuple[int, ...], tuple[int, ...]] = {}
         for order in itertools.permutations(range(len(kinds))):
             different_orders.setdefault(tuple(kinds[n] for n in order), order)
@@ -137,7 +144,7 @@ class Scheduler:
         interruption = _Interruption(thread, 0, order, happened=True)
         while interruption.happened:  # until the thread has no more instructions
             interruption = _Interruption(thread, interruption.instruction + 1, order)
-            with contextlib.redirect_stdout(None):  # print once, not for each interruption
+            with contextlib.redirect_stdout(io.StringIO()):  # print once, not for each run
                 problem = problem_of(functools.partial(self.run, interruption=interruption))
             if problem:
                 return f"{problem}\n({'; then '.join(interruption.log)})"
@@ -150,34 +157,35 @@ class Scheduler:
         interruption: _Interruption | None = None,
     ) -> list[Any]:
         """Run each action in a thread and return what each returned or raised; see RunThreads."""
-        outcomes: list[Any] = [None] * len(actions)
-        unfinished = set(range(len(actions)))
+        threads = [_Thread(f"thread {n}", action) for n, action in enumerate(actions, 1)]
+        self._unfinished = set(threads)
         self._interruption = interruption
-
-        def body(number: int, thread: _Thread) -> None:
-            thread.baton.acquire()
-            try:
-                if interruption and interruption.thread == number:
-                    self._trace(interruption)
-                outcomes[number] = actions[number]()
-            except BaseException as error:
-                outcomes[number] = error
-            sys.settrace(None)
-            self._log(f"{thread.name} ran to its end")
-            unfinished.remove(number)
-            if not unfinished:
-                self.wake(unfinished)
-            self._pass_on()
-
-        for number in interruption.order if interruption else range(len(actions)):
-            thread = _Thread(f"thread {number + 1}")
-            self._ready.append(thread)
-            threading.Thread(target=body, args=(number, thread), daemon=True).start()
-        self.wait(unfinished)
+        for number in interruption.order if interruption else range(len(threads)):
+            self._ready.append(threads[number])
+            to_stop = interruption if interruption and interruption.thread == number else None
+            arguments = (threads[number], to_stop)
+            threading.Thread(target=self._run_thread, args=arguments, daemon=True).start()
+        self.wait(self)
+        outcomes = [thread.outcome for thread in threads]
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, expected):
                 raise outcome
         return outcomes
+
+    def _run_thread(self, thread: _Thread, interruption: _Interruption | None) -> None:
+        thread.baton.acquire()
+        try:
+            if interruption:
+                self._trace(interruption)
+            thread.outcome = thread.action()
+        except BaseException as error:
+            thread.outcome = error
+        sys.settrace(None)
+        self._log(f"{thread.name} ran to its end")
+        self._unfinished.remove(thread)
+        if not self._unfinished:
+            self.wake(self)
+        self._pass_on()
 
     def wait(self, what: object, timeout: float = math.inf) -> bool:
         """Let other threads run until ``wake(what)``; return False if the timeout came first."""
