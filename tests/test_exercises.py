@@ -139,7 +139,7 @@ class TestWrongSolutions:
         slips = [slip for slip in SLIPS if "thread" in slip.rule][::3]
         found = []
         try:
-            for seconds in (1e-6, 1.0):
+            for seconds in (1e-6, 0.05):
                 sys.setswitchinterval(seconds)
                 found.append([problem_of(slip, tmp_path) for slip in slips])
         finally:
@@ -230,7 +230,7 @@ class TestReport:
         out = report(4, source)
         sys.modules[rules.MODULE_NAME].running = False  # type: ignore[attr-defined]
         assert "it did not return within 0.1 s: is there an endless loop?" in out
-        assert out.count("(the call above still runs)") == not_tried
+        assert out.count("- not tried") == not_tried
 
     def test_overview_has_a_line_for_each_exercise(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

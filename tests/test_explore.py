@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +97,10 @@ class TestExplore:
 
     def test_problem_says_where_which_thread_was_interrupted(self, tmp_path: Path) -> None:
         assert explore_counter(tmp_path, "lost_update", "lost_update") == (
-            "count 1\n(thread 1 was interrupted at line 15: `self.count += 1`; "
-            "then thread 2 ran to its end)"
+            "count 1\n"
+            "- thread 1 was interrupted at line 15: `self.count += 1`\n"
+            "- thread 2 ran to its end\n"
+            "- thread 1 ran to its end"
         )
 
     def test_deadlock_of_two_locks_is_found_and_named(self, tmp_path: Path) -> None:
@@ -202,3 +206,36 @@ seconds = clock() - start_time
     def test_thread_of_the_learner_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="your code starts a thread"):
             load(tmp_path, "from threading import Timer\nTimer(1, print).start()\n")
+
+
+class TestTimeLimit:
+    def test_call_that_uses_no_cpu_may_take_longer(self) -> None:
+        assert rules.within(0.2, lambda: time.sleep(0.3)) is None
+
+    def test_call_that_waits_forever_is_cut_off(self) -> None:
+        released = threading.Event()
+        with pytest.raises(rules.DidNotReturnError):
+            rules.within(0.02, released.wait)
+        released.set()
+
+    def test_loop_that_starts_during_the_exploration_is_cut_off_and_output_goes_on(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = """
+running, runs = True, 0
+def run():
+    global runs
+    runs += 1
+    while running and runs > 2:
+        pass
+"""
+        solution = load(tmp_path, source)
+
+        def scenario(run: RunThreads) -> None:
+            run(solution.run)
+
+        with pytest.raises(rules.DidNotReturnError, match="is there an endless loop"):
+            rules.within(0.1, lambda: rules.explore(solution, scenario))
+        print("the report")
+        solution.running = False
+        assert capsys.readouterr().out == "the report\n"

@@ -173,7 +173,8 @@ def _check(rule: Rule, solution: Any) -> tuple[str, bool]:
 def _lines(verdict: Verdict) -> Iterator[str]:
     number, rule, outcome, actual = verdict
     reason = f" ({actual})" if outcome == "not tried" else ""
-    yield f"  {MARKS[outcome]} {outcome:<10}{number:>3}. {rule.description}{reason}"
+    line = f"  {MARKS[outcome]} {outcome:<10}{number:>3}. {rule.description}{reason}"
+    yield textwrap.fill(line, WIDTH, subsequent_indent=" " * 19)
     if outcome == "not yet":
         yield from _field("called:", rule.called)
         yield from _field("actual:", actual)

@@ -41,6 +41,7 @@ PRIVATE = ("LOAD_FAST", "STORE_FAST", "LOAD_CONST", "POP_TOP", "POP_BLOCK", "POP
            "SWAP", "DUP_TOP", "ROT_", "BUILD_", "RETURN_", "JUMP_FORWARD", "JUMP_BACKWARD",
            "JUMP_ABSOLUTE", "PUSH_NULL", "RESUME", "PRECALL", "KW_NAMES", "NOP")  # fmt: skip
 MAX_VISITS = 3  # interruptions at the same instruction, so that a loop does not multiply the runs
+MAX_LOG = 8  # events of a run that a message shows
 CLOCK_TICK = 1e-6  # seconds for each look at the clock, so that a loop that polls it ends
 
 
@@ -84,7 +85,7 @@ class _Interruption:
     order: Sequence[int]  # in which the threads start
     stopped: _Thread | None = None
     happened: bool = False
-    log: list[str] = field(default_factory=list)  # what the threads did until it went on
+    log: list[str] = field(default_factory=list)  # what the threads did
 
 
 class Scheduler:
@@ -147,7 +148,7 @@ class Scheduler:
             with contextlib.redirect_stdout(io.StringIO()):  # print once, not for each run
                 problem = problem_of(functools.partial(self.run, interruption=interruption))
             if problem:
-                return f"{problem}\n({'; then '.join(interruption.log)})"
+                return "\n- ".join([problem, *interruption.log])
         return None
 
     def run(
@@ -274,7 +275,7 @@ class Scheduler:
         sys.settrace(trace)
 
     def _log(self, event: str) -> None:
-        if self._interruption and (self._interruption.stopped or not self._interruption.happened):
+        if self._interruption and not self._deadlock and len(self._interruption.log) < MAX_LOG:
             self._interruption.log.append(event)
 
     def _place(self, frame: FrameType | None) -> str:

@@ -96,6 +96,7 @@ def within(seconds: float, action: Callable[[], T]) -> T:
     The seconds are CPU time, so a busy machine changes no verdict; ten times as long by the
     clock ends a call that waits. The action then goes on in its thread: Python cannot stop it.
     """
+    stdout = sys.stdout
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -115,6 +116,7 @@ def within(seconds: float, action: Callable[[], T]) -> T:
         raise error
     for result in results:
         return result
+    sys.stdout = stdout  # ``explore`` may have redirected it
     raise DidNotReturnError(f"it did not return within {seconds:g} s: is there an endless loop?")
 
 

@@ -24,6 +24,9 @@ class Connection:
         """Record that it was closed."""
         self.closed = True
 
+    def __repr__(self) -> str:
+        return "a connection"
+
 
 class WithoutClose:
     """A connection that has no close()."""
@@ -366,7 +369,7 @@ def failure_frees_one_permit(solution: Any) -> str | None:
     "the with block returns its connection, after an error too",
     called="max_connections=1; twice: with pool.connection(timeout=0.05): raise an error",
     expected="each block gets a connection, and its error is raised",
-    needs=(comes_from_create,),
+    needs=(used_again,),
 )
 def with_block_returns_it(solution: Any) -> str | None:
     create = Factory()
@@ -374,7 +377,7 @@ def with_block_returns_it(solution: Any) -> str | None:
     for which in ("first", "second"):
         try:
             with pool.connection(timeout=0.05) as connection:
-                if connection is not create.created[0]:
+                if connection not in create.created:
                     return f"the {which} block got {connection!r}"
                 raise UnavailableError("in the block")
         except TimeoutError:
