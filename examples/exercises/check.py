@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 from examples.exercises.rules import DidNotReturnError, Rule, describe, load, within
 from examples.lesson import FAILED, Parser, UsageError, run_command
 
+# Exercise N has its rules in rules_N.py, and wrong solutions in tests/wrong_solutions/exN.diff.
 EXERCISES = {
     1: "ex1_retry_pool.py",
     2: "ex2_cost_control.py",

@@ -1,7 +1,7 @@
 """Give the learner's file a ``threading``, ``queue`` and ``time`` that a Scheduler controls.
 
-Lock is written here. All that the standard library builds from locks (Condition, Semaphore,
-Event, Barrier, Queue, ...) is its own Python code, run again with this Lock.
+Only Lock is written here. The standard library builds the rest from locks, in Python (Condition,
+Semaphore, Event, Barrier, Queue, ...): its own source is executed again, with this Lock.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def import_with(modules: Mapping[str, ModuleType | None]) -> Callable[..., Any]:
 
 
 class _Lock:
-    """A threading.Lock whose waiting threads are the scheduler's."""
+    """A threading.Lock for which threads wait in the scheduler."""
 
     scheduler: Scheduler
 
@@ -84,7 +84,7 @@ class _Lock:
         self.release()
 
 
-class _Thread(threading.Thread):
+class _UncontrolledThread(threading.Thread):
     def start(self) -> None:
         raise RuntimeError("your code starts a thread, which the check can't control")
 
@@ -94,7 +94,9 @@ def _virtual_threading(scheduler: Scheduler, clock: ModuleType) -> ModuleType:
     names = vars(module)
     names.update(vars(threading))
     lock = type("Lock", (_Lock,), {"scheduler": scheduler})
-    names.update(Lock=lock, _allocate_lock=lock, Thread=_Thread, _time=vars(clock)["monotonic"])
+    names.update(
+        Lock=lock, _allocate_lock=lock, Thread=_UncontrolledThread, _time=vars(clock)["monotonic"]
+    )
     exec(_classes_built_from_locks(), names)
     names["RLock"] = names["_RLock"]
     return module
