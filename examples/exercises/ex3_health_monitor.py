@@ -32,9 +32,9 @@ from lib.client import MistralClient
 class Health(TypedDict):
     """The result of a check.
 
-    ``response_time`` is how long the response took, in seconds; None if there was none or it
-    was an error. ``error_rate`` is failed calls / all calls in the window (0.0 to 1.0); None
-    if there were no calls, which is not the same as no errors.
+    ``response_time`` is how long the response took, in seconds (by ``time.monotonic()``);
+    None if there was none or it was an error. ``error_rate`` is failed calls / all calls in
+    the window (0.0 to 1.0); None if there were no calls, which is not the same as no errors.
     """
 
     api_status: Literal["up", "degraded", "down"]

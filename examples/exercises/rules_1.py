@@ -326,7 +326,7 @@ def replacement_is_retried(solution: Any) -> str | None:
 
 
 @rule(
-    "if all attempts to create fail, the error is raised and the permit is free again",
+    "if every create fails, its error is raised and the permit is free again",
     called="max_connections=1, Retrier(max_attempts=2); create() fails twice: get_connection(); "
     "then it works: get_connection(timeout=0.05)",
     expected="the error of create, after 2 calls of it; then a connection",
@@ -389,7 +389,7 @@ def with_block_returns_it(solution: Any) -> str | None:
 
 
 @rule(
-    "returning a connection that is not checked out is a ValueError, and changes nothing",
+    "returning what is not checked out is a ValueError, and changes nothing",
     called="max_connections=1; release_connection(c) a second time, release_connection(foreign); "
     "then get_connection() twice",
     expected="2 ValueErrors; then c, and a TimeoutError",

@@ -298,9 +298,10 @@ def cheap_calls_count(solution: Any) -> str | None:
 @rule(
     "money is exact: no amount passes through float",
     called="a price of 0.123456789012345678901 USD per million prompt tokens, which no float can "
-    "hold; CostController(Decimal(1), ...), reserve and settle 1 prompt token",
+    "hold; CostController(Decimal(1), ...), reserve and settle 1 prompt token; then the same with "
+    "a budget of 0.0000001234567890123456789",
     expected="Decimal, with every digit: reserved, then spent 0.000000123456789012345678901, "
-    "remaining 0.999999876543210987654321099",
+    "remaining 0.999999876543210987654321099; then BudgetExceededError",
     needs=(settles_with_the_usage,),
 )
 def money_is_exact(solution: Any) -> str | None:
@@ -312,7 +313,11 @@ def money_is_exact(solution: Any) -> str | None:
     if problem := inexact(*before):
         return f"{problem}, after reserve"
     control.settle(reservation, usage(1, 0))
-    return inexact((control.spent, cost), (control.remaining, rest))
+    if problem := inexact((control.spent, cost), (control.remaining, rest)):
+        return problem
+    budget = Decimal("0.0000001234567890123456789")
+    control = solution.CostController(budget, prices={"exact": price})
+    return missing(solution.BudgetExceededError, partial(control.reserve, "exact", 1, 0))
 
 
 def inexact(*amounts: tuple[object, str]) -> str | None:
