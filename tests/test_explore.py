@@ -76,38 +76,55 @@ def load(folder: Path, source: str) -> Any:
     return rules.load(path)
 
 
-def explore_counter(folder: Path, *methods: str) -> str | None:
-    solution = load(folder, COUNTER)
+@pytest.fixture
+def counters(tmp_path: Path) -> Any:
+    return load(tmp_path, COUNTER)
 
+
+def explore_counter(counters: Any, *methods: str) -> str | None:
     def scenario(run: RunThreads) -> str | None:
-        counter = solution.Counter()
+        counter = counters.Counter()
         run(*[getattr(counter, method) for method in methods])
         return None if counter.count == len(methods) else f"count {counter.count}"
 
-    return rules.explore(solution, scenario)
+    return rules.explore(counters, scenario)
 
 
 class TestExplore:
-    def test_lock_keeps_every_update(self, tmp_path: Path) -> None:
-        assert explore_counter(tmp_path, "add_with_lock", "add_with_lock", "add_with_lock") is None
+    def test_lock_keeps_every_update(self, counters: Any) -> None:
+        assert explore_counter(counters, "add_with_lock", "add_with_lock") is None
 
     @pytest.mark.parametrize("method", ["lost_update", "two_steps"])
-    def test_lost_update_is_found(self, method: str, tmp_path: Path) -> None:
-        assert str(explore_counter(tmp_path, method, method)).startswith("count 1\n")
+    def test_lost_update_is_found(self, method: str, counters: Any) -> None:
+        assert str(explore_counter(counters, method, method)).startswith("count 1\n")
 
-    def test_problem_says_where_which_thread_was_interrupted(self, tmp_path: Path) -> None:
-        assert explore_counter(tmp_path, "lost_update", "lost_update") == (
+    def test_problem_says_where_which_thread_was_interrupted(self, counters: Any) -> None:
+        assert explore_counter(counters, "lost_update", "lost_update") == (
             "count 1\n"
             "- thread 1 was interrupted at line 15: `self.count += 1`\n"
             "- thread 2 ran to its end\n"
             "- thread 1 ran to its end"
         )
 
-    def test_deadlock_of_two_locks_is_found_and_named(self, tmp_path: Path) -> None:
-        assert str(explore_counter(tmp_path, "deadlock", "in_reverse")).startswith(
+    def test_deadlock_of_two_locks_is_found_and_named(self, counters: Any) -> None:
+        assert str(explore_counter(counters, "deadlock", "in_reverse")).startswith(
             "deadlock: thread 1 waits forever at line 24: `with self.lock, self.other_lock:`; "
             "thread 2 waits forever at line 28: `with self.other_lock, self.lock:`\n"
         )
+
+    def test_deadlock_does_not_affect_the_next_exploration(self, counters: Any) -> None:
+        assert explore_counter(counters, "deadlock", "in_reverse")
+        assert explore_counter(counters, "add_with_lock", "add_with_lock") is None
+
+    def test_loop_does_not_multiply_the_runs(self, tmp_path: Path) -> None:
+        solution = load(tmp_path, "def loop():\n    for _ in range(1000):\n        len([])\n")
+        runs = []
+
+        def scenario(run: RunThreads) -> None:
+            runs.append(run(solution.loop))
+
+        assert rules.explore(solution, scenario) is None
+        assert len(runs) < 50
 
     @pytest.mark.parametrize("method", ["get_with_loop", "get_without_loop"])
     def test_condition_waited_for_without_a_loop_is_found(
