@@ -159,6 +159,8 @@ class TestVirtualModules:
         [
             ("lock = threading.Lock(); lock.acquire(); lock.acquire(timeout=2)", False, 2),
             ("lock = threading.Lock(); lock.acquire(); lock.acquire(blocking=False)", False, 0),
+            ("threading.Lock().acquire(timeout=0)", True, 0),
+            ("lock = threading.Lock(); lock.acquire(); lock.locked()", True, 0),
             ("lock = threading.RLock(); lock.acquire(); lock.acquire()", True, 0),
             ("semaphore = threading.Semaphore(0); semaphore.acquire(timeout=3)", False, 3),
             ("semaphore = threading.BoundedSemaphore(1); semaphore.acquire(timeout=3)", True, 0),
@@ -205,17 +207,18 @@ seconds = clock() - start_time
     @pytest.mark.parametrize(
         ("call", "error"),
         [
-            ("acquire(timeout=None)", TypeError),
-            ("acquire(timeout=-2)", ValueError),
-            ("acquire(blocking=False, timeout=1)", ValueError),
-            ("release()", RuntimeError),
+            ("threading.Lock().acquire(timeout=None)", TypeError),
+            ("threading.Lock().acquire(timeout=-2)", ValueError),
+            ("threading.Lock().acquire(blocking=False, timeout=1)", ValueError),
+            ("threading.Lock().release()", RuntimeError),
+            ("time.sleep(-1)", ValueError),
         ],
     )
-    def test_lock_rejects_what_threading_rejects(
+    def test_wrong_argument_is_the_error_of_the_standard_library(
         self, call: str, error: type[Exception], tmp_path: Path
     ) -> None:
         with pytest.raises(error):
-            load(tmp_path, f"import threading\nthreading.Lock().{call}\n")
+            load(tmp_path, f"import threading, time\n{call}\n")
 
     def test_loop_that_polls_the_clock_ends(self, tmp_path: Path) -> None:
         load(tmp_path, "from time import time\nend = time() + 0.01\nwhile time() < end: pass\n")
