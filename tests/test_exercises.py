@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -269,7 +270,6 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
         "Ctrl-C": start(COMMAND, "1", str(ctrl_c)),
         "closed pipe": start(COMMAND, "4", solution),
         "ASCII console": start(COMMAND, "4", solution, PYTHONIOENCODING="ascii"),
-        "exercise": start(str(EXERCISES / "ex1_retry_pool.py")),
     }
     assert children["closed pipe"].stdout
     children["closed pipe"].stdout.close()
@@ -293,10 +293,13 @@ class TestCommand:
         assert (code, err) == (0, "")
         assert "  + ok          4. each attempt is paced\n" in out
 
-    def test_exercise_says_how_to_check_it(self, child: Callable[[str], Outcome]) -> None:
-        skip_if_started("ex1_retry_pool.py")
-        sentence = "Check it with: make check N=1 (or: python examples/exercises/check.py 1)\n"
-        assert child("exercise") == (0, sentence, "")
+    @pytest.mark.parametrize(("number", "file"), check.EXERCISES.items())
+    def test_exercise_that_is_run_says_how_to_check_it(
+        self, number: int, file: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        runpy.run_path(str(EXERCISES / file), run_name="__main__")
+        command = f"make check N={number} (or: python examples/exercises/check.py {number})"
+        assert capsys.readouterr().out == f"Check it with: {command}\n"
 
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
