@@ -137,7 +137,7 @@ class TestWrongSolutions:
 
     def test_verdict_does_not_depend_on_how_the_system_runs_threads(self, tmp_path: Path) -> None:
         interval = sys.getswitchinterval()
-        slips = [slip for slip in SLIPS if "thread" in slip.rule][::3]
+        slips = [slip for slip in SLIPS if "thread" in slip.rule][::5]
         found = []
         try:
             for seconds in (1e-6, 0.05):
@@ -239,7 +239,7 @@ class TestReport:
         files = {
             "ex1_retry_pool.py": 'def get():\n    "Doc."\n    raise NotImplementedError\n',
             "ex2_cost_control.py": "def broken(:\n",
-            "ex3_health_monitor.py": (SOLUTIONS / "ex3_health_monitor.py").read_text("utf-8"),
+            "ex3_health_monitor.py": "print('hello')\n",
             "ex4_capstone.py": without_limiter(),
         }
         for file, source in files.items():
@@ -250,8 +250,16 @@ class TestReport:
         out = capsys.readouterr().out
         assert "1  ex1_retry_pool.py       not started\n" in out
         assert "2  ex2_cost_control.py     Python can't read your file" in out
-        assert "3  ex3_health_monitor.py   done\n" in out
+        assert "3  ex3_health_monitor.py   0 of 10 rules\n" in out
         assert "4  ex4_capstone.py         6 of 7 rules\n" in out
+
+    def test_overview_says_done(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(check, "EXERCISES", {4: "ex4_capstone.py"})
+        monkeypatch.setattr(check, "HERE", SOLUTIONS)
+        assert check.show_overview() == 0
+        assert "4  ex4_capstone.py         done\n" in capsys.readouterr().out
 
 
 def without_limiter() -> str:
