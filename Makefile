@@ -8,14 +8,15 @@ BENCH := .venv-bench
 BENCH_BIN := $(BENCH)/$(notdir $(BIN))
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all run-failures check test soak bench bench-sdks clean
+.PHONY: help run-all run-failures simulate check test soak bench bench-sdks clean
 
 help:
 	@echo "make run-all        run the six lessons, in order"
 	@echo "make run-02         run one lesson (run-01 to run-06, run-streaming, run-token-limits, ...)"
 	@echo "                    FAULTS=503,503 injects failures; ARGS=--trace draws a timeline"
 	@echo "make run-failures   run the lessons with the most instructive faults (half a minute)"
-	@echo "make check N=1      check your solution of exercise 1 (up to 4), rule by rule"
+	@echo "make simulate       draw what retries, jitter, budgets and limits do to a service"
+	@echo "make check N=1      check your solution of exercise 1 (up to 5), rule by rule"
 	@echo "make test           run the tests"
 	@echo "make soak           run 16 threads, thousands of calls, every fault (half a minute)"
 	@echo "make bench          compare the speed of the helpers with other libraries (three minutes)"
@@ -38,6 +39,9 @@ run-%: $(READY)
 	script=$$(ls examples/$${name}_*.py examples/0$${name}_*.py examples/$$name.py 2>/dev/null | head -n 1); \
 	[ -n "$$script" ] || { echo "There is no lesson $*: run-01 to run-06, run-streaming, run-token-limits, run-asyncio-client." >&2; exit 1; }; \
 	$(BIN)/python "$$script" $(if $(FAULTS),--faults '$(FAULTS)') $(ARGS)
+
+simulate: $(READY)
+	@$(BIN)/python examples/simulations $(ARGS)
 
 check: $(READY)
 	@$(BIN)/python examples/exercises/check.py "$(N)" $(ARGS)

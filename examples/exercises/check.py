@@ -29,6 +29,7 @@ EXERCISES = {
     2: "ex2_cost_control.py",
     3: "ex3_health_monitor.py",
     4: "ex4_capstone.py",
+    5: "ex5_retry_storm.py",
 }
 SECONDS_A_RULE = 5.0
 WIDTH = 96
@@ -161,14 +162,14 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="check.py", allow_abbrev=False, description="Check an exercise.")
-    parser.add_argument("number", nargs="?", help="which exercise: 1 to 4")
+    parser.add_argument("number", nargs="?", help="which exercise: 1 to 5")
     parser.add_argument("file", nargs="?", type=Path, help="another file than the exercise itself")
     parser.add_argument("--hint", type=int, choices=(1, 2, 3), default=1, help="how strong a hint")
     parser.add_argument("--limit", type=float, default=SECONDS_A_RULE,
                         help="seconds that a rule may take, default: 5")  # fmt: skip
     options = parser.parse_args(arguments)
     if options.number not in [str(number) for number in EXERCISES]:
-        parser.error("which exercise? Give a number from 1 to 4, as in `make check N=1` "
+        parser.error("which exercise? Give a number from 1 to 5, as in `make check N=1` "
                      "or `python examples/exercises/check.py 1`.")  # fmt: skip
     options.number = int(options.number)
     if not 0 < options.limit <= 3600:

@@ -28,8 +28,8 @@ from lib.mock_server.limits import SlidingWindow
 from lib.rate_limiter import RateLimiter
 from lib.retry import Retrier, RetryBudget
 
-Send = Callable[[], Awaitable[object]]  # sends one request; raises an error if it fails
-Policy = Callable[[Send], Send]  # makes of it a call, which may take several requests
+Send = Callable[[], Awaitable[None]]  # sends one request and waits for its response
+Policy = Callable[[Send], Send]  # turns it into a call, which may send several requests
 
 CALLS = 1000
 CLIENTS = 50

@@ -5,14 +5,12 @@ calls time out, and each timeout causes a retry: more requests, so the service g
 still. That is a retry storm. It can keep the service down after the spike is over: a
 metastable failure (N. Bronson et al., "Metastable Failures in Distributed Systems", 2021).
 
-The model is the one of Marc Brooker, "What is Backoff For?" (2022), with the waits and the
-retry budget of lib/retry.py.
+The model is after simple_collapse_sim in Marc Brooker's github.com/mbrooker/simulator_example.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import math
 import random
@@ -29,11 +27,11 @@ from examples.lesson import run_command
 from examples.simulations.chart import Line, Panel, Point, draw
 from examples.simulations.report import Report, show
 from examples.simulations.virtual_time import simulate
-from lib.circuit_breaker import CircuitBreaker
+from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
 from lib.retry import Retrier, RetryBudget
 
-Send = Callable[[], Awaitable[object]]  # sends one request; raises an error if it fails
-Policy = Callable[[Send], Send]  # makes of it a call, which may take several requests
+Send = Callable[[], Awaitable[str]]  # sends one request and returns its response
+Policy = Callable[[Send], Send]  # turns it into a call, which may send several requests
 
 END = 80  # seconds; after it no more calls arrive
 SPIKE = (20, 25)
@@ -41,10 +39,14 @@ TIMEOUT = 3.0
 RUNS = 5
 
 
-class TimedOutError(Exception):
-    """The client has given up, although the server still works on the request."""
+class RequestError(Exception):
+    """A request has failed."""
 
     retryable = True
+
+
+class TimedOutError(RequestError):
+    """The client has given up, although the server still works on the request."""
 
 
 class Call(NamedTuple):
@@ -65,13 +67,14 @@ class Traffic:
     async def call_at(self, moment: float, call: Send) -> None:
         """Make a call at that moment, and note how it ends."""
         await asyncio.sleep(moment)
-        succeeded = False
-        with contextlib.suppress(Exception):
+        try:
             await call()
             succeeded = True
+        except (RequestError, CircuitOpenError):
+            succeeded = False
         self.calls.append(Call(moment, time.monotonic(), succeeded))
 
-    def success_rate(self, start: float, end: float = math.inf) -> float:
+    def success_rate(self, start: float = 0, end: float = END) -> float:
         """Return the share of the calls that arrive between two moments and succeed."""
         ends = [call.succeeded for call in self.calls if start <= call.arrived < end]
         return ends.count(True) / len(ends)
@@ -84,21 +87,22 @@ class Traffic:
 class Server:
     """A service that gets slower with each request in flight."""
 
-    def __init__(self, traffic: Traffic, chance: random.Random) -> None:
-        self._traffic = traffic
-        self._chance = chance
+    def __init__(self, traffic: Traffic, rng: random.Random) -> None:
+        self.traffic = traffic
+        self.rng = rng
         self._in_flight = 0
 
-    async def send(self) -> None:
-        """Send a request and wait for its response. Raises TimedOutError after TIMEOUT."""
-        self._traffic.requests.append(time.monotonic())
-        network_delay = self._chance.expovariate(10)
+    async def send(self) -> str:
+        """Send a request and return its response. Raises TimedOutError after TIMEOUT."""
+        self.traffic.requests.append(time.monotonic())
+        network_delay = self.rng.expovariate(10)
         seconds = 1 + 0.01 * self._in_flight + network_delay
         self._in_flight += 1
         asyncio.get_running_loop().call_later(seconds, self._finish)
         await asyncio.sleep(min(seconds, TIMEOUT))
         if seconds > TIMEOUT:
             raise TimedOutError
+        return "Hello!"
 
     def _finish(self) -> None:
         self._in_flight -= 1
@@ -132,20 +136,23 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def arrivals(chance: random.Random, until: float = END) -> list[float]:
+def arrivals(rng: random.Random, until: float) -> list[float]:
     """Return when calls arrive: at random, 40 per second, and 80 per second in the spike."""
     moments, now = [], 0.0
     while now < until:
         moments.append(now)
-        now += chance.expovariate(80 if SPIKE[0] <= now < SPIKE[1] else 40)
+        now += rng.expovariate(80 if SPIKE[0] <= now < SPIKE[1] else 40)
     return moments
 
 
-async def run(policy: Policy, seed: int) -> Traffic:
-    chance = random.Random(seed)
-    moments = arrivals(chance)  # the same for each policy
+async def run(
+    policy: Policy, seed: int, *, server: type[Server] = Server, until: float = END
+) -> Traffic:
+    """Let calls arrive until that moment, and wait for the last one to end."""
+    rng = random.Random(seed)
+    moments = arrivals(rng, until)  # the same ones for each policy
     traffic = Traffic()
-    call = policy(Server(traffic, chance).send)
+    call = policy(server(traffic, rng).send)
     await asyncio.gather(*(traffic.call_at(moment, call) for moment in moments))
     return traffic
 
@@ -170,8 +177,8 @@ def table(runs: dict[str, list[Traffic]]) -> str:
     ]
     for name, traffics in runs.items():
         drawn = traffics[0]
-        rates = [drawn.success_rate(0, 20), drawn.success_rate(20, 60), drawn.success_rate(60, END)]
-        recovered = sum(traffic.success_rate(60, END) > 0.9 for traffic in traffics)
+        rates = [drawn.success_rate(0, 20), drawn.success_rate(20, 60), drawn.success_rate(60)]
+        recovered = sum(traffic.success_rate(60) > 0.9 for traffic in traffics)
         lines.append(
             f"{name:<28}{rates[0]:>9.0%}{rates[1]:>11.0%}{rates[2]:>11.0%}"
             f"{drawn.requests_per_call():>11.2f}{recovered:>6} of {RUNS}"

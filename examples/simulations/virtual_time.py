@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import selectors
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,25 +19,39 @@ _one_at_a_time = threading.Lock()  # time.monotonic and random belong to the who
 def simulate(main: Callable[[], Coroutine[Any, Any, T]], *, seed: int) -> T:
     """Run ``main()`` in virtual time, which starts at 0, and return its result.
 
-    Until it returns, ``time.monotonic()`` is the virtual time in this thread, and the module
+    Meanwhile ``time.monotonic()`` is the virtual time in this thread, and the module
     ``random`` starts from the seed. Thread-safe: a second simulation waits for the first.
     """
-    with _one_at_a_time:
-        loop = VirtualTimeLoop()
-        thread = threading.get_ident()
-        real_monotonic, random_state = time.monotonic, random.getstate()
-
-        def monotonic() -> float:
-            return loop.time() if threading.get_ident() == thread else real_monotonic()
-
-        time.monotonic = monotonic
-        random.seed(seed)
+    with _one_at_a_time, contextlib.closing(VirtualTimeLoop()) as loop, _patched(loop, seed):
         try:
             return loop.run_until_complete(main())
         finally:
-            time.monotonic = real_monotonic
-            random.setstate(random_state)
-            loop.close()
+            loop.run_until_complete(_cancel_other_tasks())
+
+
+@contextlib.contextmanager
+def _patched(loop: VirtualTimeLoop, seed: int) -> Iterator[None]:
+    """Give this thread the loop's time, and everybody the seeded random numbers."""
+    real_monotonic, random_state = time.monotonic, random.getstate()
+    thread = threading.get_ident()
+
+    def monotonic() -> float:
+        return loop.time() if threading.get_ident() == thread else real_monotonic()
+
+    time.monotonic = monotonic
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        time.monotonic = real_monotonic
+        random.setstate(random_state)
+
+
+async def _cancel_other_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
