@@ -294,7 +294,7 @@ def test_one_order_of_the_capstone_is_right(order: str, found: Callable[[str], s
 def test_every_rule_catches_somebody() -> None:
     """A rule that nothing breaks would be no rule."""
     caught = set.union(*WRONG_SOLUTIONS.values()) | {slip.rule for slip in SLIPS}
-    for number in check.EXERCISES:
+    for number in check.EXERCISES.keys() - {5}:  # see test_exercise_5.py
         assert {rule.says for rule in check.rules_of(number)} <= caught
 
 
@@ -385,10 +385,10 @@ def test_a_name_that_is_missing_is_named(told: Callable[[str], Outcome]) -> None
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "which exercise? Give a number from 1 to 4"),
-        ([""], "which exercise? Give a number from 1 to 4"),
-        (["5"], "which exercise? Give a number from 1 to 4"),
-        (["one"], "which exercise? Give a number from 1 to 4"),
+        ([], "which exercise? Give a number from 1 to 5"),
+        ([""], "which exercise? Give a number from 1 to 5"),
+        (["6"], "which exercise? Give a number from 1 to 5"),
+        (["one"], "which exercise? Give a number from 1 to 5"),
         (["1", "no_such_file.py"], "there is no file no_such_file.py that can be read"),
         (["1", str(ROOT)], "that can be read"),
         (["1", "--hint", "4"], "--hint"),

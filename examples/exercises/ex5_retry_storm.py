@@ -8,7 +8,8 @@ still: a retry storm, which goes on after the spike is over (`make simulate` dra
 
 Write the client that a program shares among all its calls:
 
-- A transient failure is retried: its error has `retryable = True`.
+- A transient failure is retried: its error has `retryable = True`. A call sends at most three
+  requests.
 - An error that is not transient is raised at once.
 - A service that is down gets its normal load, and at most a few more requests.
 - Clients that fail together don't come back together.
@@ -19,9 +20,9 @@ build the client from the parts in lib/retry.py and lib/circuit_breaker.py, or b
 `asyncio.sleep` and `time.monotonic`. The check runs it in a simulation, with thousands of
 calls in virtual time.
 
-Write the code between the two marks below, add what you need above, and see how far you are:
+Write your code between the two marks below, add imports above, and check it:
 
-    python examples/exercises/check.py 5          (or: make check N=5)
+    make check N=5          (or: python examples/exercises/check.py 5)
 """
 
 import sys
@@ -58,8 +59,11 @@ HINTS = (
     "it?",
     "`Retrier` has a budget: a retry costs a token, successes and time earn tokens back. Every "
     "Retrier has a budget of its own, so the place where you make the Retrier decides what is "
-    "shared. (A circuit breaker ends the storm, too; how many calls does it fail meanwhile, with "
-    "a recovery_timeout of 60 seconds? See what each attempt needs to pass through it.)",
+    "shared. A circuit breaker around each attempt ends the storm as well, but only with a short "
+    "recovery_timeout: while it is open, every call fails.",
     "Import Retrier from lib.retry. In __init__: self._retrier = Retrier(max_attempts=3). In call: "
     "return await self._retrier.call_async(self._send).",
 )
+
+if __name__ == "__main__":
+    print("Check it with: make check N=5 (or: python examples/exercises/check.py 5)")

@@ -117,7 +117,7 @@ def table(results: dict[str, dict[int, Result]]) -> str:
     ]
     for policy, averages in results.items():
         writes = "".join(f"{average.writes:>7,.0f}" for average in averages.values())
-        seconds = "".join(f"{average.seconds:>7.1f}" for average in averages.values())
+        seconds = "".join(f"{average.seconds:>7.2f}" for average in averages.values())
         lines.append(f"{policy:<25}{writes}   {seconds}")
     return "\n".join(lines) + "\n"
 
