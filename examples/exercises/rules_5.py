@@ -30,38 +30,36 @@ class UnauthorizedError(RequestError):
     status_code = 401
 
 
-class FlakyServer(Server):
-    """One request in twenty fails."""
-
-    async def send(self) -> str:
-        """Send a request. Raises UnavailableError in 5 % of the cases."""
-        self.traffic.requests.append(time.monotonic())
-        await asyncio.sleep(0.1)
-        if self.rng.random() < 0.05:
-            raise UnavailableError
-        return "Hello!"
-
-
-class BrokenServer(Server):
-    """A service that is down."""
+class FailingServer(Server):
+    """A service that responds after 0.1 seconds, or fails with a 503."""
 
     async def send(self) -> str:
         """Send a request. Raises UnavailableError."""
         self.traffic.requests.append(time.monotonic())
         await asyncio.sleep(0.1)
-        raise UnavailableError
-
-
-class RestartedServer(Server):
-    """A service that is down for the first half second."""
-
-    async def send(self) -> str:
-        """Send a request. Raises UnavailableError for the first half second."""
-        self.traffic.requests.append(time.monotonic())
-        await asyncio.sleep(0.1)
-        if time.monotonic() < 0.5:
+        if self.fails():
             raise UnavailableError
         return "Hello!"
+
+    def fails(self) -> bool:
+        """Return True if the service is down."""
+        return True
+
+
+class FlakyServer(FailingServer):
+    """One request in twenty fails."""
+
+    def fails(self) -> bool:
+        """Return True in 5 % of the cases."""
+        return self.rng.random() < 0.05
+
+
+class RestartingServer(FailingServer):
+    """A service that is down for the first half second."""
+
+    def fails(self) -> bool:
+        """Return True for the first half second."""
+        return time.monotonic() < 0.5
 
 
 class CallsNeverEndError(RuntimeError):
@@ -160,7 +158,7 @@ def at_most_three_requests(solution: Any) -> str | None:
     expected="at most 1.2 requests per call",
 )
 def load_on_a_service_that_is_down(solution: Any) -> str | None:
-    load = simulate_calls(solution, BrokenServer, until=20).requests_per_call()
+    load = simulate_calls(solution, FailingServer, until=20).requests_per_call()
     return None if load <= 1.2 else f"{load:.2f} requests per call"
 
 
@@ -173,7 +171,7 @@ def retries_are_spread(solution: Any) -> str | None:
     client, traffic = client_class(solution), Traffic()
 
     async def main() -> None:
-        call = client(RestartedServer(traffic, random.Random(SEED)).send).call
+        call = client(RestartingServer(traffic, random.Random(SEED)).send).call
         await asyncio.gather(*(traffic.call_at(0, call) for _ in range(100)))
 
     simulate(main, seed=SEED)
