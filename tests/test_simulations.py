@@ -266,7 +266,7 @@ class TestPages:
     def test_the_numbers_of_the_rate_limit(self) -> None:
         none, retries, no_budget, at_600, at_590 = rows("Rate limit").values()
         text = one_line(WORKSHOP)
-        assert f"used up after {float(none[3]):.0f} seconds. Then {none[2]} calls fail." in text
+        assert f"used up after {float(none[4]):.0f} seconds. Then {none[2]} calls fail." in text
         assert f"Retries with their budget save {int(none[2]) - int(retries[2])} of them" in text
         assert no_budget[2] == at_590[1] == at_590[2] == "0"
         assert f"some take {no_budget[3]} seconds" in text
