@@ -143,7 +143,7 @@ class TestVirtualTime:
 class TestCommand:
     def test_one_simulation_runs_alone_from_any_folder(self, tmp_path: Path) -> None:
         code, out, err = run(str(FOLDER / "rate_limit.py"), "--output", ".", cwd=tmp_path)
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, "The pictures are in ..\n")
         assert out in TABLES + "\n"
         assert (tmp_path / "rate_limit.svg").read_bytes() == committed("rate_limit")
 
@@ -184,7 +184,7 @@ class TestCommand:
 
 class TestResults:
     def test_the_tables_are_the_transcript(self, simulations: AllSimulations) -> None:
-        assert simulations.outcome == (0, TABLES, "")
+        assert simulations.outcome == (0, TABLES, f"The pictures are in {simulations.folder}.\n")
 
     def test_jitter_agrees_with_brookers_simulator_within_5_percent(self) -> None:
         assert rows("Jitter").keys() == BROOKER.keys()

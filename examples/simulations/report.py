@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from examples.lesson import Parser, UsageError
+from examples.lesson import Parser, UsageError, print_err
 
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_SEED = 2
@@ -37,4 +37,5 @@ def show(simulations: Mapping[str, Callable[[int], Report]]) -> int:
             path.write_text(report.picture, "utf-8", newline="\n")
         except OSError as error:
             raise UsageError(f"{path} can't be written ({error.strerror}).") from None
+    print_err(f"The pictures are in {options.output}.")
     return 0

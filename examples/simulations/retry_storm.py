@@ -190,12 +190,12 @@ def picture(traffics: dict[str, Traffic]) -> str:
     x_label = "seconds (shaded: the spike)"
     panels = []
     for name, traffic in traffics.items():
-        arrivals = [call.arrived for call in traffic.calls]
-        successes = [call.ended for call in traffic.calls if call.succeeded]
+        arrived = [call.arrived for call in traffic.calls]
+        succeeded = [call.ended for call in traffic.calls if call.succeeded]
         lines = [
-            Line("calls that arrive", "grey", per_second(arrivals)),
+            Line("calls that arrive", "grey", per_second(arrived)),
             Line("requests sent to the server", "orange", per_second(traffic.requests)),
-            Line("calls that succeed", "blue", per_second(successes)),
+            Line("calls that succeed", "blue", per_second(succeeded)),
         ]
         title = name[0].upper() + name[1:]
         panels.append(Panel(title, x_label, (0, 20, 40, 60, 80), (0, 50, 100, 150), lines, SPIKE))

@@ -31,7 +31,7 @@ def simulate(main: Callable[[], Coroutine[Any, Any, T]], *, seed: int) -> T:
 
 @contextlib.contextmanager
 def _patched(loop: VirtualTimeLoop, seed: int) -> Iterator[None]:
-    """Give this thread the loop's time, and everybody the seeded random numbers."""
+    """Give this thread the loop's time, and seed the random numbers of the process."""
     real_monotonic, random_state = time.monotonic, random.getstate()
     thread = threading.get_ident()
 
