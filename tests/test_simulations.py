@@ -20,7 +20,7 @@ from examples.simulations import rate_limit
 from examples.simulations.chart import PLOT_HEIGHT, WIDTH
 from examples.simulations.report import Report, show
 from examples.simulations.virtual_time import simulate
-from support import EXPECTED, ROOT, Outcome, finish, run, start
+from support import EXPECTED, ROOT, Outcome, finish, run, run_in_threads, start
 
 FOLDER = ROOT / "examples" / "simulations"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -131,6 +131,19 @@ class TestVirtualTime:
         before = time.monotonic()
         simulate(main, seed=0)
         assert before <= seen[0] <= time.monotonic()
+
+    def test_simulations_in_several_threads_take_turns(self) -> None:
+        async def main() -> list[float]:
+            numbers = []
+            for _ in range(2000):
+                await asyncio.sleep(random.random())
+                numbers.append(time.monotonic())
+            return numbers
+
+        expected = simulate(main, seed=0)
+        monotonic = time.monotonic
+        assert run_in_threads(4, lambda: simulate(main, seed=0)) == [expected] * 4
+        assert time.monotonic is monotonic
 
     def test_tasks_that_wait_for_each_other_are_an_error_and_no_endless_wait(self) -> None:
         async def main() -> None:

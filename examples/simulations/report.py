@@ -23,7 +23,7 @@ class Report(NamedTuple):
 def show(simulations: Mapping[str, Callable[[int], Report]]) -> int:
     """Run each simulation, print its table and write its picture to NAME.svg."""
     parser = Parser(description=(sys.modules["__main__"].__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="another run of chance")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of the random numbers")
     parser.add_argument("--output", type=Path, default=FOLDER, metavar="FOLDER",
                         help="where the pictures go; by default beside the scripts")  # fmt: skip
     options = parser.parse_args()

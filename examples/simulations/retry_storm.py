@@ -200,7 +200,7 @@ def picture(traffics: dict[str, Traffic]) -> str:
         title = name[0].upper() + name[1:]
         panels.append(Panel(title, x_label, (0, 20, 40, 60, 80), (0, 50, 100, 150), lines, SPIKE))
     return draw(
-        "A retry storm: what ends the outage after a spike of load? (per second)",
+        "A retry storm: calls and requests per second, before and after a spike",
         "Four charts over 80 seconds, with a spike of calls from second 20 to 25. No retries, "
         "retries with a circuit breaker, and retries with a budget: calls fail for some seconds, "
         "then all succeed again. Three attempts alone: the requests rise to three times the "
