@@ -268,8 +268,8 @@ class TestPages:
         _, attempts, breaker, budget = rows("Retry storm").values()
         text = one_line(WORKSHOP)
         assert f"recovered in {attempts[4]} of {attempts[5]} runs" in text
-        assert f"it works on {attempts[3]} requests per call" in text
-        assert f"{breaker[1]} % of the calls between second 20 and 60 succeed" in text
+        assert f"it gets {attempts[3]} requests per call" in text
+        assert f"{breaker[1]} % of the calls that arrive between second 20 and 60 succeed" in text
         assert f"With the budget it is {budget[1]} %, with {budget[3]} requests per call" in text
         assert (
             f"the service gets {attempts[3]} requests per call. With the retry budget of every "
