@@ -8,16 +8,16 @@ BENCH := .venv-bench
 BENCH_BIN := $(BENCH)/$(notdir $(BIN))
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all run-failures simulate check test soak bench bench-sdks clean
+.PHONY: help run-all run-failures check test simulate soak bench bench-sdks clean
 
 help:
 	@echo "make run-all        run the six lessons, in order"
 	@echo "make run-02         run one lesson (run-01 to run-06, run-streaming, run-token-limits, ...)"
 	@echo "                    FAULTS=503,503 injects failures; ARGS=--trace draws a timeline"
 	@echo "make run-failures   run the lessons with the most instructive faults (half a minute)"
-	@echo "make simulate       draw what retries, jitter, budgets and limits do to a service"
 	@echo "make check N=1      check your solution of exercise 1 (up to 5), rule by rule"
 	@echo "make test           run the tests"
+	@echo "make simulate       draw what retries, jitter, budgets and limits do to a service"
 	@echo "make soak           run 16 threads, thousands of calls, every fault (half a minute)"
 	@echo "make bench          compare the speed of the helpers with other libraries (three minutes)"
 	@echo "make bench-sdks     run the helpers around the official SDKs, against the mock server"
@@ -40,14 +40,14 @@ run-%: $(READY)
 	[ -n "$$script" ] || { echo "There is no lesson $*: run-01 to run-06, run-streaming, run-token-limits, run-asyncio-client." >&2; exit 1; }; \
 	$(BIN)/python "$$script" $(if $(FAULTS),--faults '$(FAULTS)') $(ARGS)
 
-simulate: $(READY)
-	@$(BIN)/python examples/simulations $(ARGS)
-
 check: $(READY)
 	@$(BIN)/python examples/exercises/check.py "$(N)" $(ARGS)
 
 test: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)
+
+simulate: $(READY)
+	@$(BIN)/python examples/simulations $(ARGS)
 
 soak: $(READY)
 	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py
