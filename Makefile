@@ -10,7 +10,7 @@ MANY := .venv-many-processes
 MANY_BIN := $(MANY)/$(notdir $(BIN))
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all run-failures run-many-processes check test test-shared soak bench bench-sdks clean
+.PHONY: help run-all run-failures run-many-processes simulate check test test-shared soak bench bench-sdks clean
 
 help:
 	@echo "make run-all        run the six lessons, in order"
@@ -18,6 +18,7 @@ help:
 	@echo "                    FAULTS=503,503 injects failures; ARGS=--trace draws a timeline"
 	@echo "make run-failures   run the lessons with the most instructive faults (half a minute)"
 	@echo "make run-many-processes  run four processes that share one limit over Redis (20 seconds)"
+	@echo "make simulate       draw what retries, jitter, budgets and limits do to a service"
 	@echo "make check          show your progress in the exercises; N=1 checks one, rule by rule"
 	@echo "make test           run the tests"
 	@echo "make test-shared    test the shared limiter with real processes and a real server"
@@ -56,6 +57,9 @@ test: $(READY)
 
 test-shared: $(MANY)/installed
 	@$(MANY_BIN)/python -m pytest tests/shared $(ARGS)
+
+simulate: $(READY)
+	@$(BIN)/python examples/simulations $(ARGS)
 
 soak: $(READY)
 	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py

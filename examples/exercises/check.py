@@ -35,6 +35,7 @@ EXERCISES = {
     2: "ex2_cost_control.py",
     3: "ex3_health_monitor.py",
     4: "ex4_capstone.py",
+    5: "ex5_retry_storm.py",
 }
 SECONDS_PER_RULE = 5.0  # ends an endless loop; a rule takes a fraction of a second
 WIDTH = 96
@@ -142,7 +143,7 @@ def not_started(path: Path) -> bool:
     functions = [
         node
         for node in ast.walk(ast.parse(path.read_bytes()))
-        if isinstance(node, ast.FunctionDef) and node.name != "__init__"
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name != "__init__"
     ]
     bodies = [[ast.unparse(line) for line in function.body[1:]] for function in functions]
     return bool(bodies) and all(body == ["raise NotImplementedError"] for body in bodies)

@@ -1,0 +1,23 @@
+"""All simulations: thousands of clients in virtual time, a table and a picture each.
+
+python examples/simulations             # from any directory; also: make simulate
+python -m examples.simulations --seed 2 --output /tmp
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from examples.lesson import run_command
+from examples.simulations import jitter, rate_limit, retry_storm
+from examples.simulations.report import show
+
+SIMULATIONS = {
+    "jitter": jitter.report,
+    "retry_storm": retry_storm.report,
+    "rate_limit": rate_limit.report,
+}
+
+if __name__ == "__main__":
+    run_command(lambda: show(SIMULATIONS))
