@@ -1,9 +1,9 @@
-"""Failure scenarios: every example under the faults that teach most.
+"""Failure scenarios: every lesson under the faults that teach most.
 
     python examples/failure_scenarios.py        # all of them, in half a minute
-    python examples/failure_scenarios.py 02     # those of example 2
+    python examples/failure_scenarios.py 02     # those of lesson 2
 
-Each line of SCENARIOS is a command that you can run by itself; what it prints is in
+Each scenario is a command that you can also run by itself. What it prints is in
 tests/expected/failure_scenarios/.
 """
 
@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.lesson import CLOSED_PIPE, INTERRUPTED, UsageError, run_command
+from examples.lesson import CLOSED_PIPE, INTERRUPTED, UsageError, print_err, run_command
 
 EXAMPLES = Path(__file__).resolve().parent
 
 
 class Scenario(NamedTuple):
-    """An example, its fault script, and the name of its transcript."""
+    """A lesson's script, its fault script, and the name of its transcript."""
 
     script: str
     faults: str
@@ -28,25 +28,25 @@ class Scenario(NamedTuple):
 
 
 SCENARIOS = (
-    Scenario("01_basic_errors", "401,429:2", "01_wrong_key_then_too_fast"),
+    Scenario("01_basic_errors", "401,429:2", "01_wrong_key_and_rate_limit"),
     Scenario("01_basic_errors", "400,422", "01_bad_requests"),
-    Scenario("01_basic_errors", "html:502,timeout", "01_gateway_page_then_silence"),
+    Scenario("01_basic_errors", "html:502,timeout", "01_gateway_page_and_timeout"),
     Scenario("01_basic_errors", "cut,drop", "01_broken_connections"),
     Scenario("02_backoff", "503,503", "02_recovers"),
     Scenario("02_backoff", "503*", "02_gives_up"),
-    Scenario("02_backoff", "401", "02_does_not_retry"),
-    Scenario("02_backoff", "429:2,drop", "02_waits_as_told"),
+    Scenario("02_backoff", "401", "02_no_retry_after_401"),
+    Scenario("02_backoff", "429:2,drop", "02_retry_after"),
     Scenario("02_backoff", "noquota", "02_permanent_429"),
-    Scenario("02_backoff", "drip:0.2", "02_drips"),
-    Scenario("03_rate_limits", "429:2", "03_waits_as_told"),
-    Scenario("03_rate_limits", "429", "03_is_not_told"),
-    Scenario("03_rate_limits", "429:2,429:2", "03_refused_twice"),
-    Scenario("04_circuit_breaker", "ok,timeout,500", "04_probe_heals"),
+    Scenario("02_backoff", "drip:0.2", "02_slow_body"),
+    Scenario("03_rate_limits", "429:2", "03_retry_after"),
+    Scenario("03_rate_limits", "429", "03_no_retry_after"),
+    Scenario("03_rate_limits", "429:2,429:2", "03_rejected_twice"),
+    Scenario("04_circuit_breaker", "ok,timeout,500", "04_probe_succeeds"),
     Scenario("04_circuit_breaker", "503*", "04_probe_fails"),
-    Scenario("04_circuit_breaker", "404*", "04_not_the_services_fault"),
+    Scenario("04_circuit_breaker", "404*", "04_client_errors_do_not_count"),
     Scenario("05_fallbacks", "ok", "05_primary_answers"),
     Scenario("05_fallbacks", "404", "05_smaller_model_answers"),
-    Scenario("05_fallbacks", "401", "05_may_not_be_hidden"),
+    Scenario("05_fallbacks", "401", "05_wrong_key_is_raised"),
     Scenario("06_error_logger", "ok,503,timeout,429:2,401", "06_alert"),
 )
 
@@ -54,16 +54,16 @@ SCENARIOS = (
 def main() -> int:
     chosen = [item for item in SCENARIOS if item.script.startswith(tuple(sys.argv[1:]) or "")]
     if not chosen:
-        raise UsageError("Which example? Give its number, 01 to 06, or none for all.")
+        raise UsageError("There is no such lesson: give its number, 01 to 06, or none for all.")
     for scenario in chosen:
         print(f"$ python examples/{scenario.script}.py --faults '{scenario.faults}'", flush=True)
-        script = str(EXAMPLES / f"{scenario.script}.py")
-        command = [sys.executable, script, "--faults", scenario.faults]
+        path = str(EXAMPLES / f"{scenario.script}.py")
+        command = [sys.executable, path, "--faults", scenario.faults]
         code = subprocess.run(command, check=False).returncode
-        if code in (INTERRUPTED, CLOSED_PIPE):
-            return code
+        if code not in (0, INTERRUPTED, CLOSED_PIPE):
+            print_err(f"{scenario.name} failed with exit code {code}.")
         if code:
-            raise UsageError(f"{scenario.script} ended with {code} under {scenario.faults}")
+            return code
     return 0
 
 

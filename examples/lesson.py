@@ -1,8 +1,8 @@
 """What every script needs: arguments, settings, which API to talk to, the console.
 
-A lesson ends with ``run_lesson(main)``: ``main`` gets a client and prints the lesson. With
-no key the client talks to a mock server in this process, with a key to the real API.
-stdout holds the lesson and nothing else; all the rest goes to stderr.
+A script ends with ``run_lesson(main)``; ``main`` gets a client and prints the lesson. Without
+a key the client talks to a mock server in this process, with a key to the real API.
+stdout holds the lesson and nothing else; everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-import requests
 from dotenv import dotenv_values
 
 from examples.timeline import timeline
-from lib.client import DEFAULT_BASE_URL, MAX_TIMEOUT, ChatCompletion, MistralClient
-from lib.errors import APIConnectionError, APITimeoutError, MistralError, explain
+from lib.client import DEFAULT_BASE_URL, MAX_TIMEOUT, MistralClient
+from lib.errors import APIResponseValidationError, APIStatusError, MistralError, explain
 from lib.mock_server import FAULT_SYNTAX, MockServer
 from lib.transport import is_loopback
 
@@ -46,7 +45,7 @@ class UsageError(Exception):
 def run_lesson(lesson: Lesson, *, faults: str = "") -> NoReturn:
     """Run a lesson as a command, and exit.
 
-    ``faults`` is the fault script that it needs offline if the user gives none.
+    ``faults`` is the fault script for the mock server if the user gives none.
     """
 
     def main() -> int:
@@ -60,14 +59,15 @@ def run_lesson(lesson: Lesson, *, faults: str = "") -> NoReturn:
         if options.trace:
             print_err("--trace shows the mock server's log: add --offline.")
         with client:
+            _check_reachable(client)
             lesson(client)
-        return _fail(explain(client.unreached), FAILED) if client.unreached else 0
+        return 0
 
     run_command(main)
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
-    """Run ``main`` and exit with its code; for a user's mistake, one sentence and no traceback."""
+    """Run ``main`` and exit with its code; what the user can fix is one sentence on stderr."""
     prepare_console()
     try:
         code = main()
@@ -81,7 +81,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         code = INTERRUPTED
     except OSError as error:
         if error.filename is not None:
-            raise  # a file of the script's own: stdout has no name
+            raise  # about a file that the script opened; an error of stdout names no file
         code = _after_stdout_failed(error)
     sys.exit(code)
 
@@ -103,13 +103,13 @@ def log_file() -> str:
 
 
 def print_err(sentence: str) -> None:
-    """Print a sentence on stderr, if there is one."""
+    """Print a sentence on stderr; ignore a stderr that can't be written."""
     with contextlib.suppress(OSError):
         print(sentence, file=sys.stderr)
 
 
 def prepare_console() -> None:
-    """Print what the console can't show as plain ASCII, and each line when it is finished."""
+    """Flush each line, and replace what the console can't show by plain ASCII."""
     codecs.register_error("plain_symbols", _plain_symbols)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -117,7 +117,7 @@ def prepare_console() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line."""
+    """An argument parser that reports a wrong argument in one line."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
@@ -128,33 +128,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Return the options that every lesson takes."""
+    """Return the options of the command line, which are the same for every lesson."""
     docstring = sys.modules["__main__"].__doc__ or ""
     parser = Parser(description=docstring.partition("\n\n")[0])
-    script = f"what happens to each request, a word per request: {FAULT_SYNTAX}"
+    script = f"what happens to the requests, one word per request: {FAULT_SYNTAX}"
     parser.add_argument("--faults", metavar="SCRIPT", help=script.replace("%", "%%"))
-    parser.add_argument("--offline", action="store_true", help="use no key, even if there is one")
-    parser.add_argument("--trace", action="store_true", help="end with the mock server's log")
+    parser.add_argument("--offline", action="store_true", help="use the mock server, not the key")
+    parser.add_argument("--trace", action="store_true", help="draw the mock server's log")
     return parser.parse_args()
 
 
-class _LiveClient(MistralClient):
-    """Knows whether its last chat reached the API at all: a lesson prints errors and goes on."""
-
-    unreached: APIConnectionError | None = None
-
-    def chat(self, *args: Any, **kwargs: Any) -> ChatCompletion:
-        self.unreached = None
-        try:
-            return super().chat(*args, **kwargs)
-        except APIConnectionError as error:
-            too_slow = isinstance(error, APITimeoutError)  # but there, if it let us connect
-            if not too_slow or isinstance(error.__cause__, requests.ConnectTimeout):
-                self.unreached = error
-            raise
-
-
-def _live_client(options: argparse.Namespace) -> _LiveClient | None:
+def _live_client(options: argparse.Namespace) -> MistralClient | None:
     """Return a client of the real API, or None if the lesson runs offline."""
     base_url = setting("MISTRAL_BASE_URL", DEFAULT_BASE_URL)
     key = setting("MISTRAL_API_KEY")
@@ -163,11 +147,17 @@ def _live_client(options: argparse.Namespace) -> _LiveClient | None:
     if not key or options.offline or options.faults is not None:
         return None
     try:
-        client = _LiveClient(key, base_url=base_url, timeout=(5.0, _timeout(LIVE_TIMEOUT)))
+        client = MistralClient(key, base_url=base_url, timeout=(5.0, _timeout(LIVE_TIMEOUT)))
     except ValueError as error:
         raise UsageError(str(error)) from None
     print_err(f"Live: requests go to {base_url}, which may charge for them; --offline is free.")
     return client
+
+
+def _check_reachable(client: MistralClient) -> None:
+    """Raise APIConnectionError if no response comes; an error status is the lesson's to show."""
+    with contextlib.suppress(APIStatusError, APIResponseValidationError):
+        client.models()
 
 
 def _run_offline(lesson: Lesson, faults: str, options: argparse.Namespace) -> None:
@@ -215,7 +205,7 @@ def _env_file() -> dict[str, str | None]:
 
 
 def _after_stdout_failed(error: OSError) -> int:
-    """Return the exit code; send what is still unwritten nowhere, or Python would complain."""
+    """Return the exit code, and discard unwritten output: Python would report it at its exit."""
     if sys.stdout:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL):

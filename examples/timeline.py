@@ -1,10 +1,11 @@
-"""Draw the mock server's log as a timeline: when each request came, and how long it took.
+"""Draw the mock server's log as a timeline: when each request arrived, how long it took.
 
-      0.0 s  |#                             | 503
-      1.0 s  |     #                        | 503
-      3.0 s  |               #              | 200
+The server saw 3 requests:
+    0.0 s  |█                             | 503
+    1.0 s  |          █                   | 503
+    3.0 s  |                             █| 200
 
-Each line is a request; the bar is its start and length to scale, and never empty.
+Each line is one request. Its bar is to scale, and at least one character wide.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ from collections.abc import Sequence
 from lib.mock_server import LoggedRequest
 
 WIDTH = 30  # characters
-MIN_SECONDS = 3.0  # that the width stands for; longer timelines are scaled
+MIN_SECONDS = 3.0  # the time that a full line stands for; more if the log is longer
 
 
-def timeline(log: Sequence[LoggedRequest], bar: str = "█") -> list[str]:
-    """Return a line per request; times are rounded to a tenth of a second.
+def timeline(log: Sequence[LoggedRequest]) -> list[str]:
+    """Return a heading, then one line per request.
 
     A request that has not ended yet has a bar to the end of the line.
     """
@@ -24,15 +25,13 @@ def timeline(log: Sequence[LoggedRequest], bar: str = "█") -> list[str]:
         return ["The server saw no requests."]
     first = log[0].arrived
     ends = [request.arrived - first + (request.duration or 0.0) for request in log]
-    scale = WIDTH / max(MIN_SECONDS, round(max(ends), 1))
-    lines = [f"The server saw {len(log)} request{'s' * (len(log) != 1)}:"]
+    scale = WIDTH / max(MIN_SECONDS, *ends)
+    lines = [f"The server saw {len(log)} request{'s' if len(log) > 1 else ''}:"]
     for request in log:
-        start = round(request.arrived - first, 1)
-        left = min(WIDTH - 1, int(start * scale + 0.01))
-        if request.duration is None:
-            length = WIDTH - left
-        else:
-            length = max(1, min(WIDTH - left, round(round(request.duration, 1) * scale)))
-        drawn = (" " * left + bar * length).ljust(WIDTH)
-        lines.append(f"{start:7.1f} s  |{drawn}| {request.outcome}")
+        start = request.arrived - first
+        indent = min(WIDTH - 1, round(start * scale))
+        room = WIDTH - indent
+        length = room if request.duration is None else round(request.duration * scale)
+        bar = " " * indent + "█" * max(1, min(room, length))
+        lines.append(f"{start:7.1f} s  |{bar:<{WIDTH}}| {request.outcome}")
     return lines
