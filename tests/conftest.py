@@ -1,93 +1,33 @@
-"""Every test starts without settings; a fake clock and a mocked API are at hand.
-
-A test module with a function ``children(folder)`` gets its children run in the background,
-from the moment the tests are collected; the fixture ``outcome_of`` waits for them.
-"""
+"""Fixtures: no settings, a fake clock, a mocked API, a script run in process or as a child."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
+import runpy
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import responses
 from responses.registries import OrderedRegistry
 
-from support import ROOT, SETTINGS, Outcome
-
-BACKGROUND = pytest.StashKey["Background"]()
-
-
-class Background:
-    """The children of all collected modules, run by one process, and what came of them."""
-
-    def __init__(self, modules: Iterable[ModuleType]) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        folder = Path(self._folder.name)
-        jobs: dict[str, tuple[object, ...]] = {}
-        for module in modules:
-            for name, child in module.children(folder).items():
-                jobs[name] = (child.arguments, str(child.cwd), child.environment)
-        self._results = folder / "results.json"
-        (folder / "jobs.json").write_text(json.dumps(jobs), "utf-8")
-        self._process = subprocess.Popen(
-            [sys.executable, "background.py", folder / "jobs.json", self._results],
-            cwd=ROOT / "tests",
-        )
-
-    @functools.cached_property
-    def outcomes(self) -> dict[str, Outcome]:
-        assert self._process.wait(timeout=120) == 0
-        found = json.loads(self._results.read_text("utf-8"))
-        return {name: Outcome(*values) for name, values in found.items()}
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-        self._folder.cleanup()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that wait for children come last: by then those have ended."""
-    items.sort(key=lambda item: hasattr(getattr(item, "module", None), "children"))
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    modules = dict.fromkeys(getattr(item, "module", None) for item in session.items)
-    having_children = [module for module in modules if module and hasattr(module, "children")]
-    if having_children and not session.config.option.collectonly:
-        session.config.stash[BACKGROUND] = Background(having_children)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if BACKGROUND in config.stash:
-        config.stash[BACKGROUND].close()
-
-
-@pytest.fixture(scope="session")
-def outcome_of(request: pytest.FixtureRequest) -> Callable[[str], Outcome]:
-    """How a child of the background ended, by its name."""
-    return lambda name: request.config.stash[BACKGROUND].outcomes[name]
+from support import MODELS_URL, ROOT, SETTINGS, Outcome, start
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the environment nor a .env of whoever runs the tests: empty wins over both."""
+    """Hide the settings of the person who runs the tests: an empty one wins over a .env file."""
     for name in SETTINGS:
         monkeypatch.setenv(name, "")
 
 
 class FakeClock:
-    """Time that passes only while somebody sleeps; ``waits`` tells how long each did."""
+    """Time that passes only while somebody sleeps; ``waits`` holds the length of each sleep."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -131,10 +71,68 @@ def call(request: pytest.FixtureRequest) -> Call:
 
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[responses.RequestsMock]:
-    """The real API, mocked: answers in the order given, all of which must be asked for."""
+    """The real API, mocked: it sends its responses in order, and all must be asked for."""
     monkeypatch.setenv("MISTRAL_API_KEY", "test-key")
     monkeypatch.setenv("MISTRAL_LOG_FILE", str(tmp_path / "errors.log"))
     with responses.RequestsMock(
         assert_all_requests_are_fired=True, registry=OrderedRegistry
     ) as mock:
         yield mock
+
+
+@pytest.fixture
+def live_api(api: responses.RequestsMock) -> responses.RequestsMock:
+    """The mocked API for one live lesson, which asks for the models before it begins."""
+    api.get(MODELS_URL, json={"object": "list", "data": []})
+    return api
+
+
+RunScript = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunScript:
+    """Run a script in this process, as ``python examples/NAME.py ARGUMENTS`` would."""
+
+    def run(name: str, *arguments: str, folder: Path = ROOT / "examples") -> Outcome:
+        path = str(folder / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as exit_info:
+            runpy.run_path(path, run_name="__main__")
+        return Outcome(int(exit_info.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def children(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Outcome]]]:
+    """Start the child processes of all selected tests with a ``child`` mark.
+
+    They run beside the other tests, each in an empty folder with a log of its own. Their
+    threads use no timeout: it would sleep, and another test may have a fake ``time.sleep``.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def finish(mark: pytest.Mark) -> Outcome:
+        folder = tmp_path_factory.mktemp("child")
+        settings = {"cwd": folder, "MISTRAL_LOG_FILE": str(folder / "errors.log")}
+        with start(*mark.args, **{**settings, **mark.kwargs}) as child:
+            started.append(child)
+            out, err = child.communicate()
+        return Outcome(child.returncode, out, err)
+
+    marks = [mark for item in request.session.items for mark in item.iter_markers("child")]
+    with ThreadPoolExecutor(4) as pool:
+        yield {key: pool.submit(finish, mark) for key, mark in {str(m): m for m in marks}.items()}
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in started:
+            child.kill()
+
+
+@pytest.fixture
+def outcome(request: pytest.FixtureRequest, children: dict[str, Future[Outcome]]) -> Outcome:
+    """How the test's child process ended: ``@pytest.mark.child(*arguments, cwd=..., NAME=...)``."""
+    return children[str(request.node.get_closest_marker("child"))].result(timeout=60)

@@ -1,4 +1,4 @@
-"""What the tests share: the scripts run in process or as children, and the API's answers."""
+"""What the tests share: child processes, threads, the API's responses, a raw server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import itertools
 import os
 import random
 import re
-import runpy
 import socket
 import subprocess
 import sys
@@ -24,26 +23,29 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 
 T = TypeVar("T")
-_sleep = time.sleep  # the real one, whatever a test makes of it
+_sleep = time.sleep  # the real one: a test may replace it
+_environment = dict(os.environ)  # before any test changes it
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = ROOT / "tests" / "expected"
 SCRIPTS = sorted((ROOT / "examples").glob("0*.py"))
 CHAT_URL = "https://api.mistral.ai/v1/chat/completions"
+MODELS_URL = "https://api.mistral.ai/v1/models"
 SETTINGS = ("MISTRAL_API_KEY", "MISTRAL_BASE_URL", "MISTRAL_TIMEOUT", "MISTRAL_LOG_FILE")
 
 
 def transcript(name: str) -> str:
-    """What the script must print, the time in example 3's stats left open."""
+    """Return what a script must print; the time in example 3's stats is left open."""
     return (EXPECTED / f"{name}.txt").read_text("utf-8")
 
 
 def without_time(output: str) -> str:
+    """Replace the time in example 3's stats by what its transcript shows."""
     return re.sub(r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2}", "<YYYY-MM-DD HH:MM:SS>", output)
 
 
 def completion(text: str, model: str = "mistral-small-latest") -> dict[str, Any]:
-    """A chat completion in the real API's shape."""
+    """Return a chat completion in the real API's shape."""
     return {
         "id": "0123456789abcdef0123456789abcdef",
         "object": "chat.completion",
@@ -64,20 +66,18 @@ def error_body(message: str, code: str | None = None) -> dict[str, Any]:
     return {"object": "error", "message": message, "type": "x", "param": None, "code": code}
 
 
-def run_in_process(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run a script as ``python examples/NAME.py`` would, here; returns its exit code."""
-    path = ROOT / "examples" / f"{name}.py"
-    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as exit_info:
-        runpy.run_path(str(path), run_name="__main__")
-    return int(exit_info.value.code or 0)
+class Outcome(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
 
 
 def child_environment(**changes: str | None) -> dict[str, str]:
-    """This environment without anybody's settings, printing UTF-8; None unsets a variable."""
+    """Return this environment without settings and with UTF-8 output; None unsets a variable."""
     plain = {"PYTHONIOENCODING": "utf-8", **dict.fromkeys(SETTINGS, "")}
-    merged = {**os.environ, **plain, **changes}
+    merged = {**_environment, **plain, **changes}
     return {name: value for name, value in merged.items() if value is not None}
 
 
@@ -95,24 +95,8 @@ def start(*arguments: str, cwd: Path = ROOT, **environment: str | None) -> subpr
     )
 
 
-class Child(NamedTuple):
-    """A command of this Python, to be run in the background: see conftest.py."""
-
-    arguments: tuple[str, ...]
-    cwd: Path = ROOT
-    environment: Mapping[str, str] = {}
-
-
-class Outcome(NamedTuple):
-    """How a child process ended, and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-
 def finish(child: subprocess.Popen[str], timeout: float = 60) -> Outcome:
-    """Wait until the child has ended and nobody holds its stdout and stderr any more."""
+    """Wait until a child has ended and its pipes are closed, or kill it after the timeout."""
     try:
         out, err = child.communicate(timeout=timeout)
     except BaseException:
@@ -122,13 +106,21 @@ def finish(child: subprocess.Popen[str], timeout: float = 60) -> Outcome:
 
 
 def run(*arguments: str, cwd: Path = ROOT, **environment: str | None) -> Outcome:
-    """``start`` and ``finish``."""
+    """Run this Python with the arguments and wait for its end."""
     with start(*arguments, cwd=cwd, **environment) as child:
         return finish(child)
 
 
+def script_child(name: str, *arguments: str, **environment: str) -> pytest.MarkDecorator:
+    """Return the mark of a test whose child process is ``python examples/NAME.py ARGUMENTS``."""
+    # Under -P, from a foreign folder, only the script's own line can find lib.
+    safe_path = ("-P",) if sys.version_info >= (3, 11) else ()
+    path = str(ROOT / "examples" / f"{name}.py")
+    return pytest.mark.child(*safe_path, path, *arguments, **environment)
+
+
 def run_parallel(runs: Mapping[str, Callable[[], T]], at_a_time: int = 4) -> Callable[[str], T]:
-    """Do all of it, so many at a time; what it returns gives the result of each by its name."""
+    """Run all functions in a few threads; return a function from name to result."""
     with ThreadPoolExecutor(at_a_time) as pool:
         futures = {name: pool.submit(run) for name, run in runs.items()}
     return lambda name: futures[name].result()
@@ -136,17 +128,17 @@ def run_parallel(runs: Mapping[str, Callable[[], T]], at_a_time: int = 4) -> Cal
 
 @contextlib.contextmanager
 def refusing_url() -> Iterator[str]:
-    """A base URL that refuses every connection: its port is taken, but nobody listens there."""
+    """Give a base URL that refuses every connection: its port is bound, but nobody listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
 
 
 def run_in_threads(count: int, work: Callable[[], T], *, interleaved: bool = False) -> list[T]:
-    """What ``work`` returned in each of so many threads, all let go at the same moment.
+    """Call ``work`` in ``count`` threads that start at the same moment; return their results.
 
-    ``interleaved`` lets another thread in between any two steps of lib's code, where
-    that would happen by chance once in many thousand times: a missing lock shows.
+    ``interleaved`` often switches to another thread between two steps of lib's code. By
+    chance that happens once in many thousand steps; this way a missing lock shows.
     """
     ready = threading.Barrier(count)
 
@@ -163,7 +155,7 @@ def run_in_threads(count: int, work: Callable[[], T], *, interleaved: bool = Fal
 
 
 def _let_others_in(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-    """A trace function: at any of the interpreter's steps in lib, give the others a turn."""
+    """Trace lib's code: before a fifth of the interpreter's steps, switch to another thread."""
     if not frame.f_code.co_filename.startswith(str(ROOT / "lib")):
         return None
     frame.f_trace_opcodes = True
@@ -173,10 +165,10 @@ def _let_others_in(frame: FrameType, event: str, argument: object) -> Callable[.
 
 
 def interrupt_everywhere(call: Callable[[], object]) -> Iterator[int]:
-    """Run ``call`` over and over, each time with a Ctrl-C at the next point of lib's code.
+    """Run ``call`` again and again, each time with a Ctrl-C at the next point of lib's code.
 
-    The points are those at which CPython looks for signals: a function's start, after a
-    call, and a jump back. Yields after each run, so that the test can look at what is left.
+    The points are those at which CPython looks for signals: at a function's start, after a
+    call, and at a jump back. It yields after each run, so that the test can check the state.
     """
     for point in itertools.count(1):
         interruption = _Interruption(point)
@@ -206,7 +198,7 @@ class _Interruption:
         frame.f_trace_opcodes = True
         if event == "call":
             self._pass_point()
-        elif event == "exception":  # on its way to a handler, CPython looks for no signal
+        elif event == "exception":  # CPython does not look for signals on the way to a handler
             self._last_opcode.pop(frame, None)
         elif event == "opcode":
             last = self._last_opcode.get(frame, "")
@@ -229,7 +221,7 @@ class _Interruption:
 
 
 class StartTimes:
-    """When requests may start, as the limiter itself saw it, not a thread that wakes late."""
+    """When requests may start as the limiter saw it: a thread may wake up later."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._last = threading.local()
@@ -241,13 +233,13 @@ class StartTimes:
         return float(self._last.now)
 
     def of(self, acquire: Callable[[], object]) -> float:
-        """The last look at the clock that ``acquire`` took: the one that let it through."""
+        """Return the last time that ``acquire`` read: the one that let it through."""
         acquire()
         return float(self._last.now)
 
 
 def most_in_any_window(starts: Iterable[float], seconds: float) -> int:
-    """The largest number of starts that any so long a stretch of time holds."""
+    """Return the largest number of starts in any window of that many seconds."""
     most, window = 0, deque[float]()
     for start in sorted(starts):
         window.append(start)
@@ -337,24 +329,24 @@ WIRE_BODIES: list[tuple[int, str, str, str | None]] = [
 
 
 def raw_response(status: str, body: bytes = b"", *headers: str) -> bytes:
-    """An HTTP answer byte by byte: ``raw_response("200 OK", b"{}", "Retry-After: 2")``."""
+    """Return the bytes of a response: ``raw_response("200 OK", b"{}", "Retry-After: 2")``."""
     head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(head).encode("latin-1") + body
 
 
 class RawServer:
-    """Sends every client the same bytes, well-formed or not; for answers the mock never gives.
+    """Sends every client the same bytes: for responses that the mock server never sends.
 
-    It serves one client at a time. After the answer it hangs up; ``then="silence"`` has
-    it wait until the client leaves, ``then="next"`` answer further requests.
+    It serves one client at a time, and hangs up after the response. With ``then="silence"``
+    it waits until the client leaves, with ``then="next"`` it serves further requests.
     """
 
-    def __init__(self, *answer: bytes, repeat: int = 1, then: str = "hang up") -> None:
+    def __init__(self, *response: bytes, repeat: int = 1, then: str = "hang up") -> None:
         self.requests: list[bytes] = []
         self.connections = 0
-        self.responses_sent = 0  # whole ones: a client that leaves early doesn't take all of it
+        self.responses_sent = 0  # in full: a client that leaves early doesn't read all of one
         self.client_left = threading.Event()
-        self._pieces = answer
+        self._pieces = response
         self._repeat = repeat  # of the last piece
         self._then = then
         self._stopping = False
@@ -381,13 +373,13 @@ class RawServer:
                     return
                 self.connections += 1
                 connection.settimeout(10)
-                while self._answered(connection) and self._then == "next":
+                while self._respond(connection) and self._then == "next":
                     pass
                 if self._then == "silence":
                     connection.recv(1)
             self.client_left.set()
 
-    def _answered(self, connection: socket.socket) -> bool:
+    def _respond(self, connection: socket.socket) -> bool:
         request = _read_request(connection)
         if not request:
             return False
@@ -399,7 +391,7 @@ class RawServer:
 
 
 def _read_request(connection: socket.socket) -> bytes:
-    """Head and body of one request; nothing if the client leaves before its end."""
+    """Return the head and body of one request, or nothing if the client leaves before its end."""
     data, length = b"", 0
     while b"\r\n\r\n" not in data or len(data) < data.index(b"\r\n\r\n") + 4 + length:
         piece = connection.recv(65536)

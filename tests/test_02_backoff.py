@@ -7,132 +7,87 @@ from typing import Any
 import pytest
 import responses
 
-from conftest import FakeClock
-from support import CHAT_URL, completion, error_body, run_in_process, transcript
+from conftest import FakeClock, RunScript
+from support import CHAT_URL, completion, error_body, transcript
 
-HEADING = "=== Example 2: Retry with Exponential Backoff ===\n\nTesting retry logic:\n"
-
-
-def test_success_at_once_prints_the_transcript_and_waits_for_nothing(
-    api: responses.RequestsMock,
-    clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    api.post(CHAT_URL, json=completion("Test retry logic response"))
-
-    assert run_in_process("02_backoff", monkeypatch) == 0
-
-    assert capsys.readouterr().out == transcript("02_backoff")
-    assert clock.waits == []
+SUCCESS: dict[str, Any] = {"json": completion("Test retry logic response")}
+DOWN: dict[str, Any] = {"status": 503, "json": error_body("Down")}
+WRONG_KEY: dict[str, Any] = {"status": 401, "json": {"detail": "Wrong key"}}
+NOT_JSON: dict[str, Any] = {"body": "{"}
+WAIT_1 = "  Attempt 1/3... Failed (retryable). Waiting 1s...\n"
+WAIT_2 = "  Attempt 2/3... Failed (retryable). Waiting 2s...\n"
+RESULT = "Final result: Test retry logic response\n"
 
 
-def test_two_failures_are_waited_out_one_second_then_two(
-    api: responses.RequestsMock,
-    clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    api.post(CHAT_URL, status=503, json=error_body("Service unavailable."))
-    api.post(CHAT_URL, status=500, json=error_body("Service unavailable."))
-    api.post(CHAT_URL, json=completion("Test retry logic response"))
-
-    assert run_in_process("02_backoff", monkeypatch) == 0
-
-    assert capsys.readouterr().out == HEADING + (
-        "  Attempt 1/3... Failed (retryable). Waiting 1s...\n"
-        "  Attempt 2/3... Failed (retryable). Waiting 2s...\n"
-        "  Attempt 3/3... Success!\n"
-        "Final result: Test retry logic response\n\n"
-    )
-    assert clock.waits == [1.0, 2.0]
+def limited(retry_after: str) -> dict[str, Any]:
+    body = error_body("Too fast")
+    return {"status": 429, "json": body, "headers": {"Retry-After": retry_after}}
 
 
-def test_the_last_failure_is_not_waited_for(
-    api: responses.RequestsMock,
-    clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for _ in range(3):
-        api.post(CHAT_URL, status=503, json=error_body("Service unavailable."))
-
-    assert run_in_process("02_backoff", monkeypatch) == 0
-
-    assert capsys.readouterr().out == HEADING + (
-        "  Attempt 1/3... Failed (retryable). Waiting 1s...\n"
-        "  Attempt 2/3... Failed (retryable). Waiting 2s...\n"
-        "  Attempt 3/3... Failed (retryable).\n"
-        "  All retries exhausted.\n"
-        "Failed: Service unavailable.\n\n"
-    )
-    assert clock.waits == [1.0, 2.0]
-
-
-def test_an_error_that_stays_is_not_retried(
-    api: responses.RequestsMock,
-    clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    api.post(CHAT_URL, status=401, json={"detail": "Invalid API Key"})
-
-    assert run_in_process("02_backoff", monkeypatch) == 0
-
-    assert capsys.readouterr().out == HEADING + (
-        "  Attempt 1/3... Failed (non-retryable): 401\nFailed: Invalid API Key\n\n"
-    )
-    assert clock.waits == []
-
-
-def test_retry_after_is_waited_for_instead_of_the_backoff(
-    api: responses.RequestsMock, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    api.post(CHAT_URL, status=429, json=error_body("Rate limit exceeded"),
-             headers={"Retry-After": "7"})  # fmt: skip
-    api.post(CHAT_URL, json=completion("Test retry logic response"))
-
-    assert run_in_process("02_backoff", monkeypatch) == 0
-
-    assert clock.waits == [7.0]
+def lesson(lines: str) -> str:
+    return f"=== Example 2: Retry with Exponential Backoff ===\n\nTesting retry logic:\n{lines}\n"
 
 
 @pytest.mark.parametrize(
-    ("last", "line"),
+    ("responses_sent", "out", "waits"),
     [
-        pytest.param({"status": 401}, "401", id="a status"),
-        pytest.param({"body": "<html>"}, "200", id="a 2xx that is not JSON"),
+        pytest.param([SUCCESS], transcript("02_backoff"), [], id="success at once"),
+        pytest.param(
+            [DOWN, {**DOWN, "status": 500}, SUCCESS],
+            lesson(WAIT_1 + WAIT_2 + "  Attempt 3/3... Success!\n" + RESULT),
+            [1.0, 2.0],
+            id="waits double",
+        ),
+        pytest.param(
+            [DOWN, DOWN, DOWN],
+            lesson(
+                f"{WAIT_1}{WAIT_2}  Attempt 3/3... Failed (retryable).\n"
+                "  All retries exhausted.\nFailed: Down\n"
+            ),
+            [1.0, 2.0],
+            id="no wait after the last attempt",
+        ),
+        pytest.param(
+            [WRONG_KEY],
+            lesson("  Attempt 1/3... Failed (non-retryable): 401\nFailed: Wrong key\n"),
+            [],
+            id="permanent error",
+        ),
+        pytest.param(
+            [DOWN, DOWN, NOT_JSON],
+            lesson(
+                f"{WAIT_1}{WAIT_2}  Attempt 3/3... Failed (non-retryable): 200\n"
+                "Failed: the response is truncated or not JSON\n"
+            ),
+            [1.0, 2.0],
+            id="permanent error at the last attempt",
+        ),
+        pytest.param(
+            [limited("7"), SUCCESS],
+            lesson(WAIT_1.replace("1s", "7s") + "  Attempt 2/3... Success!\n" + RESULT),
+            [7.0],
+            id="Retry-After",
+        ),
+        pytest.param(
+            [limited("86400")],
+            lesson(
+                "  Attempt 1/3... Failed (retryable). Giving up: Retry-After too long.\n"
+                "Failed: Too fast\n"
+            ),
+            [],
+            id="Retry-After too long",
+        ),
     ],
 )
-def test_an_error_that_stays_is_named_in_the_last_attempt_too(
-    last: dict[str, Any],
-    line: str,
-    api: responses.RequestsMock,
+def test_attempts_and_waits(
+    responses_sent: list[dict[str, Any]],
+    out: str,
+    waits: list[float],
+    live_api: responses.RequestsMock,
     clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run_script: RunScript,
 ) -> None:
-    for _ in range(2):
-        api.post(CHAT_URL, status=503, json=error_body("Service unavailable."))
-    api.post(CHAT_URL, **last)
-
-    assert run_in_process("02_backoff", monkeypatch) == 0
-
-    out = capsys.readouterr().out
-    assert f"  Attempt 3/3... Failed (non-retryable): {line}\n" in out
-    assert "exhausted" not in out
-
-
-def test_a_wait_that_is_too_long_is_not_waited_for(
-    api: responses.RequestsMock,
-    clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    api.post(CHAT_URL, status=429, json=error_body("Later"), headers={"Retry-After": "86400"})
-
-    assert run_in_process("02_backoff", monkeypatch) == 0
-
-    line = "  Attempt 1/3... Failed (retryable). Giving up: Retry-After too long.\nFailed: Later\n"
-    assert line in capsys.readouterr().out
-    assert clock.waits == []
+    for response in responses_sent:
+        live_api.post(CHAT_URL, **response)
+    assert run_script("02_backoff")[:2] == (0, out)
+    assert clock.waits == waits

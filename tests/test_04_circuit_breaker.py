@@ -1,84 +1,67 @@
-"""Example 4 against a mocked API: what reaches it, what doesn't, and the one wait."""
+"""Example 4 against a mocked API: which requests reach it, and the one wait."""
 
 from __future__ import annotations
 
 import pytest
 import responses
 
-from conftest import FakeClock
-from support import CHAT_URL, completion, error_body, run_in_process, transcript
+from conftest import FakeClock, RunScript
+from support import CHAT_URL, completion, error_body, transcript
 
-TITLE = "=== Example 4: Circuit Breaker Pattern ===\n\n"
 FAILED = "Failed: Simulated failure"
-REFUSED = "Failed: Circuit breaker is open"
-
-
-def add_answers(api: responses.RequestsMock, *statuses: int) -> None:
-    for status in statuses:
-        body = completion("fine") if status == 200 else error_body("Simulated failure")
-        api.post(CHAT_URL, status=status, json=body)
+REJECTED = "Failed: Circuit breaker is open"
 
 
 def lesson(*requests: str) -> str:
-    """What the script prints, from "state - outcome" of each request."""
+    """Return the output for requests given as "state - outcome"."""
     lines = [f"Request {n}: Circuit state: {end}\n" for n, end in enumerate(requests, start=1)]
-    return TITLE + "".join(lines) + "\n"
-
-
-def test_a_service_that_recovers_prints_the_transcript(
-    api: responses.RequestsMock,
-    clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Four answers for five requests: the fourth request is never sent."""
-    add_answers(api, 200, 503, 503, 200)
-
-    assert run_in_process("04_circuit_breaker", monkeypatch) == 0
-
-    assert capsys.readouterr().out == transcript("04_circuit_breaker")
-    assert clock.waits == [1.1]
-
-
-def test_a_service_that_stays_down_is_asked_three_times_and_not_five(
-    api: responses.RequestsMock,
-    clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    add_answers(api, 503, 500, 503)
-
-    assert run_in_process("04_circuit_breaker", monkeypatch) == 0
-
-    assert capsys.readouterr().out == lesson(
-        f"closed - {FAILED}",
-        f"closed - {FAILED}",
-        f"open - {REFUSED}",
-        f"open - {REFUSED}",
-        f"half-open - {FAILED}",
-    )
-    assert clock.waits == [1.1]
+    return "=== Example 4: Circuit Breaker Pattern ===\n\n" + "".join(lines) + "\n"
 
 
 @pytest.mark.parametrize(
-    "statuses",
+    ("statuses", "out", "waits"),
     [
-        pytest.param((200, 200, 200, 200, 200), id="no failure"),
-        pytest.param((503, 200, 503, 200, 503), id="never two failures in a row"),
-        pytest.param((401, 401, 404, 400, 422), id="errors that are not the service's fault"),
+        pytest.param(
+            [200, 503, 503, 200], transcript("04_circuit_breaker"), [1.1], id="probe succeeds"
+        ),
+        pytest.param(
+            [503, 500, 503],
+            lesson(
+                f"closed - {FAILED}",
+                f"closed - {FAILED}",
+                f"open - {REJECTED}",
+                f"open - {REJECTED}",
+                f"half-open - {FAILED}",
+            ),
+            [1.1],
+            id="probe fails",
+        ),
+        pytest.param([200] * 5, lesson(*["closed - Success"] * 5), [], id="no failure"),
+        pytest.param(
+            [503, 200, 503, 200, 503],
+            lesson(*[f"closed - {FAILED}", "closed - Success"] * 2, f"closed - {FAILED}"),
+            [],
+            id="success resets the count",
+        ),
+        pytest.param(
+            [401, 401, 404, 400, 422],
+            lesson(*[f"closed - {FAILED}"] * 5),
+            [],
+            id="client errors do not count",
+        ),
     ],
 )
-def test_the_circuit_stays_closed_and_nothing_is_waited_for(
-    statuses: tuple[int, ...],
-    api: responses.RequestsMock,
+def test_requests_sent_and_states(
+    statuses: list[int],
+    out: str,
+    waits: list[float],
+    live_api: responses.RequestsMock,
     clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run_script: RunScript,
 ) -> None:
-    add_answers(api, *statuses)
-
-    assert run_in_process("04_circuit_breaker", monkeypatch) == 0
-
-    ends = ["closed - Success" if status == 200 else f"closed - {FAILED}" for status in statuses]
-    assert capsys.readouterr().out == lesson(*ends)
-    assert clock.waits == []
+    """The API has one response per request that is sent, and all must be asked for."""
+    for status in statuses:
+        body = completion("fine") if status == 200 else error_body("Simulated failure")
+        live_api.post(CHAT_URL, status=status, json=body)
+    assert run_script("04_circuit_breaker")[:2] == (0, out)
+    assert clock.waits == waits

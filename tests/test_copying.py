@@ -1,27 +1,31 @@
-"""Each helper copied alone into an empty folder works, and so does the whole of lib renamed."""
+"""Each helper works copied alone into an empty folder, and lib works under another name."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from support import ROOT, Child, Outcome
+from support import ROOT, Outcome
 
-HELPERS = ["retry", "rate_limiter", "circuit_breaker", "fallback", "error_logger"]
+LIB = ROOT / "lib"
+HELPERS = (
+    "retry", "rate_limiter", "token_limiter", "circuit_breaker", "fallback", "error_logger",
+)  # fmt: skip
 
-RUN_DOCTESTS = """\
-import doctest, importlib, sys
-sys.path.insert(0, ".")
-module = importlib.import_module(sys.argv[1])
-failed, attempted = doctest.testmod(module)
-sys.exit("no examples" if not attempted else failed)
+RUN_DOCTESTS_OF_EACH_ALONE = """
+import doctest, importlib, shutil, sys, tempfile
+for name in sys.argv[2:]:
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(f"{sys.argv[1]}/{name}.py", folder)
+        sys.path.insert(0, folder)
+        failed, attempted = doctest.testmod(importlib.import_module(name))
+        print(name, "ok" if attempted and not failed else "failed")
+        sys.path.remove(folder)
+        del sys.modules[name]
 """
 
-USE_ALL_OF_IT = """\
-import importlib, pathlib, sys
+USE_LIB_UNDER_ANOTHER_NAME = """
+import importlib, pathlib, shutil, sys
+shutil.copytree(sys.argv[1], "robust", ignore=shutil.ignore_patterns("__pycache__"))
 sys.path.insert(0, ".")
 for path in pathlib.Path("robust").glob("*.py"):
     importlib.import_module(f"robust.{path.stem}")
@@ -35,42 +39,18 @@ print("lib" in sys.modules)
 """
 
 
-def children(folder: Path) -> dict[str, Child]:
-    """Each helper's examples, and "lib", each alone in a folder.
-
-    With -I and -S there is neither a path nor a package but what Python brings.
-    """
-    found = {}
-    for name in HELPERS:
-        alone = folder / f"copied {name}"
-        alone.mkdir()
-        shutil.copy(ROOT / "lib" / f"{name}.py", alone)
-        found[alone.name] = Child(("-I", "-S", "-W", "error", "-c", RUN_DOCTESTS, name), alone)
-    whole = folder / "copied lib"
-    shutil.copytree(ROOT / "lib", whole / "robust", ignore=shutil.ignore_patterns("__pycache__"))
-    found[whole.name] = Child(("-I", "-W", "error", "-c", USE_ALL_OF_IT), whole)
-    return found
+# -I and -S: no path and no package but the standard library.
+@pytest.mark.child("-I", "-S", "-W", "error", "-c", RUN_DOCTESTS_OF_EACH_ALONE, str(LIB), *HELPERS)
+def test_helper_copied_alone_runs_its_doctests(outcome: Outcome) -> None:
+    assert outcome[:2] == (0, "".join(f"{name} ok\n" for name in HELPERS)), outcome.err
 
 
-@pytest.mark.parametrize("name", HELPERS)
-def test_a_helper_copied_alone_runs_its_examples(
-    name: str, outcome_of: Callable[[str], Outcome]
-) -> None:
-    outcome = outcome_of(f"copied {name}")
-    assert (outcome.code, outcome.out) == (0, ""), outcome
-    assert "Traceback" not in outcome.err
+@pytest.mark.child("-I", "-W", "error", "-c", USE_LIB_UNDER_ANOTHER_NAME, str(LIB))
+def test_lib_works_under_another_name(outcome: Outcome) -> None:
+    assert outcome[:2] == (0, "Hello! How can I assist you today?\nFalse\n"), outcome.err
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "lib").glob("*.py"))])
-def test_a_file_says_that_copying_it_needs_no_attribution(name: str) -> None:
-    first_line, *_ = (ROOT / "lib" / f"{name}.py").read_text("utf-8").splitlines()
-    assert first_line == "# SPDX-License-Identifier: MIT-0"
-
-
-def test_the_whole_of_lib_works_under_another_name(outcome_of: Callable[[str], Outcome]) -> None:
-    """Its imports are relative."""
-    outcome = outcome_of("copied lib")
-    assert (outcome.code, outcome.out.splitlines()) == (
-        0,
-        ["Hello! How can I assist you today?", "False"],
-    ), outcome
+def test_every_file_of_lib_has_the_licence_line() -> None:
+    for path in LIB.rglob("*.py"):
+        first_line = path.read_text("utf-8").partition("\n")[0]
+        assert first_line == "# SPDX-License-Identifier: MIT-0", path

@@ -1,396 +1,374 @@
-"""Settings and surroundings of the scripts: which API answers, the .env file, the console."""
+"""Settings and surroundings of the lessons: which API is called, the .env file, the console."""
 
 from __future__ import annotations
 
+import functools
 import io
 import re
-import shutil
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
 import requests
 import responses
 
-from conftest import FakeClock
+from conftest import RunScript
 from examples import lesson
-from examples.lesson import run_lesson
+from examples.lesson import Lesson, run_lesson
 from lib.client import MistralClient
 from lib.errors import APIConnectionError
 from lib.mock_server import MockServer
-from support import (
-    CHAT_URL,
-    ROOT,
-    SETTINGS,
-    Outcome,
-    error_body,
-    run,
-    run_in_process,
-    run_parallel,
-    transcript,
-)
+from support import CHAT_URL, MODELS_URL, ROOT, SETTINGS, completion, refusing_url, transcript
 
-FIRST = str(ROOT / "examples" / "01_basic_errors.py")
-UNSET = dict.fromkeys(SETTINGS)
-ANSWERS = transcript("01_basic_errors")
-NO_ANSWERS = [
-    pytest.param(requests.ConnectionError("no route to host"), id="no connection"),
-    pytest.param(requests.ConnectTimeout("connecting took too long"), id="a wall of silence"),
-]
-
-
-class Run(NamedTuple):
-    """How a script ended, its folder, and how many requests reached the API with a key."""
-
-    outcome: Outcome
-    folder: Path
-    live_requests: int
-
-
-def copied_project(folder: Path, env_file: bytes | None) -> Path:
-    """The project as somebody has it who has written that .env."""
-    for name in ("examples", "lib"):
-        shutil.copytree(ROOT / name, folder / name)
-    if env_file is not None:
-        (folder / ".env").write_bytes(env_file)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
-    """Every child process of this file, side by side; MockServer stands for the real API."""
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-
-    def with_key(*arguments: str) -> Run:
-        with MockServer() as api:
-            settings = {"MISTRAL_API_KEY": "the-key", "MISTRAL_BASE_URL": api.url}
-            outcome = run(FIRST, *arguments, cwd=elsewhere, **settings)
-        return Run(outcome, ROOT, len(api.log))
-
-    def with_env_file(
-        env_file: str | bytes | None, script: str = "01_basic_errors", **environment: str
-    ) -> Run:
-        """In the text of the .env, ``<url>`` is the API's and ``<folder>`` the project's."""
-        folder = tmp_path_factory.mktemp("copy")
-        with MockServer() as api:
-            if isinstance(env_file, str):
-                text = env_file.replace("<url>", api.url).replace("<folder>", str(folder))
-                env_file = text.encode()
-            copied_project(folder, env_file)
-            path = str(folder / "examples" / f"{script}.py")
-            outcome = run(path, cwd=elsewhere, **{**UNSET, **environment})
-        return Run(outcome, folder, len(api.log))
-
-    def with_env_folder() -> Run:
-        folder = copied_project(tmp_path_factory.mktemp("copy"), None)
-        (folder / ".env").mkdir()
-        path = str(folder / "examples" / "01_basic_errors.py")
-        return Run(run(path, cwd=elsewhere, **UNSET), folder, 0)
-
-    both = "MISTRAL_API_KEY=the-key\nMISTRAL_BASE_URL=<url>\n"
-    return run_parallel(
-        {
-            "key": with_key,
-            "key, --offline": lambda: with_key("--offline"),
-            "key, --faults": lambda: with_key("--faults", "401"),
-            "key, --trace": lambda: with_key("--trace"),
-            "--trace": lambda: Run(run(FIRST, "--trace", "--faults", "ok,drop"), ROOT, 0),
-            ".env": lambda: with_env_file(both),
-            ".env from Windows": lambda: with_env_file("\ufeff" + both.replace("\n", "\r\n")),
-            ".env, environment empty": lambda: with_env_file(both, MISTRAL_API_KEY=""),
-            ".env, environment wins": lambda: with_env_file(
-                both + "MISTRAL_TIMEOUT=abc\n", MISTRAL_TIMEOUT="30"
-            ),
-            ".env, timeout": lambda: with_env_file("MISTRAL_TIMEOUT=abc\n"),
-            ".env, log": lambda: with_env_file(
-                "MISTRAL_LOG_FILE=<folder>/their.log", "06_error_logger"
-            ),
-            "no .env, log": lambda: with_env_file(None, "06_error_logger"),
-            ".env in UTF-16": lambda: with_env_file(both.encode("utf-16")),
-            ".env is a folder": with_env_folder,
-        }
-    )
-
-
-@pytest.mark.parametrize("name", ["key", ".env", ".env from Windows", ".env, environment wins"])
-def test_with_a_key_the_api_answers_and_stderr_says_so(
-    name: str, runs: Callable[[str], Run]
-) -> None:
-    outcome, _, live_requests = runs(name)
-    assert (outcome.code, outcome.out) == (0, ANSWERS), outcome.err
-    assert live_requests == 2
-    assert re.match(r"Live: requests go to http://127\.0\.0\.1:\d+/v1, ", outcome.err)
-    assert "the-key" not in outcome.err
-
-
-@pytest.mark.parametrize("name", ["key, --offline", "key, --faults"])
-def test_offline_the_key_is_not_used_whatever_it_is(name: str, runs: Callable[[str], Run]) -> None:
-    outcome, _, live_requests = runs(name)
-    assert outcome.code == 0, outcome.err
-    assert live_requests == 0
-    assert outcome.err.startswith("Offline: using a local mock server (http://127.0.0.1:")
-    assert outcome.out.startswith("=== Example 1: Basic Error Handling ===\n\n")
-
-
-def test_faults_are_the_mock_servers_even_with_a_key(runs: Callable[[str], Run]) -> None:
-    assert "Authentication Error (401)" in runs("key, --faults").outcome.out
-
-
-def test_trace_ends_stderr_with_what_the_server_saw(runs: Callable[[str], Run]) -> None:
-    outcome = runs("--trace").outcome
-    assert outcome.out.endswith("before the response was complete\n\n")  # nothing of it on stdout
-    assert outcome.err.splitlines()[-3:] == [
-        "The server saw 2 requests:",
-        f"    0.0 s  |{'█':<30}| 200",
-        f"    0.0 s  |{'█':<30}| drop",
-    ]
-
-
-def test_trace_says_that_it_needs_offline_where_the_api_answers(runs: Callable[[str], Run]) -> None:
-    outcome = runs("key, --trace").outcome
-    assert (outcome.code, outcome.out) == (0, ANSWERS)
-    assert "--trace shows the mock server's log: add --offline.\n" in outcome.err
-    assert "The server saw" not in outcome.err
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [(".env in UTF-16", "it is not UTF-8 text"), (".env is a folder", "")],
-)
-def test_an_unreadable_env_file_is_one_sentence(
-    name: str, reason: str, runs: Callable[[str], Run]
-) -> None:
-    outcome, folder, live_requests = runs(name)
-    assert (outcome.code, outcome.out, live_requests) == (2, "", 0)
-    assert len(outcome.err.splitlines()) == 1
-    assert f"{folder / '.env'} can't be read ({reason}" in outcome.err
-
-
-def test_a_wrong_setting_in_the_env_file_is_one_sentence(runs: Callable[[str], Run]) -> None:
-    outcome = runs(".env, timeout").outcome
-    assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.startswith("MISTRAL_TIMEOUT must be ")
-    assert len(outcome.err.splitlines()) == 1
-
-
-def test_the_log_is_where_the_env_file_says(runs: Callable[[str], Run]) -> None:
-    outcome, folder, _ = runs(".env, log")
-    assert outcome.code == 0, outcome.err
-    assert [log.name for log in folder.glob("*.log")] == ["their.log"]
-    assert len((folder / "their.log").read_text("ascii").splitlines()) == 4
-
-
-def test_the_log_is_beside_the_readme_if_nothing_else_is_said(runs: Callable[[str], Run]) -> None:
-    """Not wherever the script happens to be run from."""
-    outcome, folder, _ = runs("no .env, log")
-    assert outcome.code == 0, outcome.err
-    assert len((folder / "mistral_errors.log").read_text("ascii").splitlines()) == 4
+OUT = transcript("01_basic_errors")
+HELLO = [{"role": "user", "content": "Hello!"}]
 
 
 @pytest.fixture
-def refusal(
-    api: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """Runs a script with the arguments and settings: the sentence with which it refuses them.
+def exit_code(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run a function as a lesson, without arguments, and return its exit code."""
 
-    No answer is at hand, so that what isn't refused can't reach the real API either.
-    """
+    def run(lesson: Lesson, faults: str = "") -> int:
+        monkeypatch.setattr(sys, "argv", ["lesson"])
+        with pytest.raises(SystemExit) as exit_info:
+            run_lesson(lesson, faults=faults)
+        return int(exit_info.value.code or 0)
 
-    def sentence(*arguments: str, **settings: str) -> str:
-        for name, value in settings.items():
-            monkeypatch.setenv(name, value)
-        assert run_in_process("01_basic_errors", monkeypatch, *arguments) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert len(err.splitlines()) == 1
-        return err
-
-    return sentence
+    return run
 
 
-@pytest.mark.parametrize("key", ["", "the-key"], ids=["offline", "live"])
-@pytest.mark.parametrize("timeout", ["abc", "0", "-1", "nan", "inf", "1e400", "1e10", "1,5"])
-def test_a_timeout_that_cannot_work_is_refused_by_name(
-    timeout: str, key: str, refusal: Callable[..., str]
-) -> None:
-    assert "MISTRAL_TIMEOUT" in refusal(MISTRAL_API_KEY=key, MISTRAL_TIMEOUT=timeout)
+@pytest.fixture
+def live_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MockServer]:
+    """A server that stands for the real API, with a key for it."""
+    monkeypatch.setenv("MISTRAL_API_KEY", "the-key")
+    with MockServer() as server:
+        monkeypatch.setenv("MISTRAL_BASE_URL", server.url)
+        yield server
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        pytest.param("secret\nkey", id="a line break"),
-        pytest.param("secret key", id="a space"),
-        pytest.param("secretключ", id="non-Latin letters"),
-        pytest.param("secret“key”", id="typographic quotes"),
-    ],
-)
-def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
-    key: str, refusal: Callable[..., str]
-) -> None:
-    sentence = refusal(MISTRAL_API_KEY=key)
-    assert "The API key contains" in sentence
-    assert "secret" not in sentence
+class TestLive:
+    def test_with_a_key_the_real_api_is_called(
+        self, live_server: MockServer, run_script: RunScript
+    ) -> None:
+        code, out, err = run_script("01_basic_errors")
+        assert (code, out) == (0, OUT)
+        assert [entry.path for entry in live_server.log] == [
+            "/v1/models", "/v1/chat/completions", "/v1/chat/completions",
+        ]  # fmt: skip
+        assert err.startswith(f"Live: requests go to {live_server.url}, which may charge for them")
+        assert "the-key" not in err
 
+    def test_a_server_on_this_machine_needs_no_key(
+        self, live_server: MockServer, monkeypatch: pytest.MonkeyPatch, run_script: RunScript
+    ) -> None:
+        monkeypatch.setenv("MISTRAL_API_KEY", "")
+        assert run_script("01_basic_errors").out == OUT
+        assert len(live_server.log) == 3
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["503"], "unrecognized arguments: 503"),
-        (["--faults"], "argument --faults: expected one argument"),
-        (["--offline=yes"], "argument --offline: ignored explicit argument 'yes'"),
-        (["--faults", "503*,ok"], "'503*' never ends, so nothing may follow it"),
-        (["--faults", "503,,ok"], "unknown fault '': use ok, "),
-        (["--faults", "dröp"], r"unknown fault 'dr\xf6p': did you mean drop?"),
-    ],
-)
-def test_arguments_that_cannot_be_right_are_refused(
-    arguments: list[str], words: str, refusal: Callable[..., str]
-) -> None:
-    assert words in refusal(*arguments)
+    def test_faults_and_trace_need_offline(
+        self, live_server: MockServer, run_script: RunScript
+    ) -> None:
+        err = run_script("05_fallbacks", "--trace").err
+        assert "This lesson relies on simulated failures, which only --offline shows.\n" in err
+        assert "--trace shows the mock server's log: add --offline.\n" in err
+        assert "The server saw" not in err
 
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        pytest.param("somewhere", id="no URL at all"),
-        pytest.param("ftp://api.mistral.ai/v1", id="another scheme"),
-        pytest.param("https://", id="no host"),
-        pytest.param("https://host:port/v1", id="no port number"),
-        pytest.param("http://api.mistral.ai/v1", id="plain http to another machine"),
-        pytest.param("http://127.0.0.1.example.com/v1", id="a host that begins like this machine"),
-    ],
-)
-def test_a_base_url_that_cannot_be_right_is_refused(url: str, refusal: Callable[..., str]) -> None:
-    assert refusal(MISTRAL_BASE_URL=url).startswith("The base URL must ")
-
-
-@pytest.mark.parametrize("no_answer", NO_ANSWERS)
-@pytest.mark.parametrize(
-    ("script", "requests_sent"),
-    [
-        ("01_basic_errors", 2),
-        ("02_backoff", 3),
-        ("03_rate_limits", 3),
-        ("04_circuit_breaker", 3),
-        ("05_fallbacks", 2),
-    ],
-)
-def test_an_api_that_cannot_be_reached_is_a_sentence_at_the_end_and_exit_1(
-    script: str,
-    requests_sent: int,
-    no_answer: Exception,
-    api: responses.RequestsMock,
-    clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    for _ in range(requests_sent):
-        api.post(CHAT_URL, body=no_answer)
-
-    assert run_in_process(script, monkeypatch) == 1
-
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(r"No response came.* \(.*api\.mistral\.ai.*\): .+\.", last)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param({"body": requests.ReadTimeout()}, id="a slow answer"),
-        pytest.param({"status": 429, "json": error_body("Too fast")}, id="a refusal"),
-    ],
-)
-def test_an_api_that_was_reached_is_no_failure_of_the_script(
-    answer: dict[str, Any], api: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    api.post(CHAT_URL, body=requests.ConnectionError("a moment's trouble"))
-    api.post(CHAT_URL, **answer)
-    assert run_in_process("01_basic_errors", monkeypatch) == 0
-
-
-def test_an_empty_fault_script_injects_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Example 5's own fault script is not empty: two 503s."""
-    assert run_in_process("05_fallbacks", monkeypatch, "--faults", "") == 0
-    assert "Response: What is the meaning of life? response" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("encoding", "shown"),
-    [("ascii", "+ Gr??e ?"), ("cp1252", "+ Grüße ?"), ("utf-8", "✓ Grüße 語")],
-)
-def test_what_the_console_cannot_show_becomes_plain(
-    encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    screen = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding))
-    monkeypatch.setattr(sys, "argv", ["lesson"])
-    with pytest.raises(SystemExit) as exit_info:
-        run_lesson(lambda client: print("✓ Grüße 語"))
-    assert exit_info.value.code == 0
-    assert screen.getvalue().decode(encoding).strip() == shown
-
-
-@pytest.mark.parametrize(
-    ("ending", "code"),
-    [
-        pytest.param(None, 0, id="well"),
-        pytest.param(KeyboardInterrupt(), 130, id="by Ctrl-C"),
-        pytest.param(APIConnectionError("the host was not found"), 1, id="by an error of the API"),
-        pytest.param(SystemExit(3), 3, id="by its own exit"),
-    ],
-)
-def test_however_a_lesson_ends_no_thread_and_no_port_is_left(
-    ending: BaseException | None,
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def lesson(client: MistralClient) -> None:
-        client.models()  # a connection is open, with a thread of the server's
-        if ending:
-            raise ending
-
-    threads = threading.active_count()
-    monkeypatch.setattr(sys, "argv", ["lesson"])
-    with pytest.raises(SystemExit) as exit_info:
-        run_lesson(lesson)
-
-    assert exit_info.value.code == code
-    assert threading.active_count() == threads
-    (url,) = re.findall(r"http://\S+", capsys.readouterr().err.splitlines()[0])
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=5)
-
-
-def test_the_example_of_settings_names_each_of_them_and_sets_no_key() -> None:
-    text = (ROOT / ".env.example").read_text("utf-8")
-    assert {line.strip("#").partition("=")[0] for line in text.splitlines() if "=" in line} == set(
-        SETTINGS
+    @pytest.mark.parametrize(
+        "error",
+        [requests.ConnectionError("no route"), requests.ConnectTimeout("too slow")],
+        ids=repr,
     )
-    assert "\nMISTRAL_API_KEY=\n" in text
+    def test_an_unreachable_api_is_one_sentence_and_exit_1(
+        self, error: Exception, api: responses.RequestsMock, run_script: RunScript
+    ) -> None:
+        api.get(MODELS_URL, body=error)
+        code, out, err = run_script("01_basic_errors")
+        assert (code, out) == (1, "")
+        _, sentence = err.splitlines()
+        assert re.fullmatch(r"No response came.* \(.*api\.mistral\.ai.*\): .*retry.*", sentence)
+
+    def test_a_refused_connection_is_one_sentence_and_exit_1(
+        self, monkeypatch: pytest.MonkeyPatch, run_script: RunScript
+    ) -> None:
+        with refusing_url() as url:
+            monkeypatch.setenv("MISTRAL_BASE_URL", url)
+            code, out, err = run_script("01_basic_errors")
+        assert (code, out) == (1, "")
+        assert err.splitlines()[1:] == [
+            "No response came (127.0.0.1 refused the connection): "
+            "check the network and MISTRAL_BASE_URL, then retry."
+        ]
+
+    @pytest.mark.parametrize("status", [200, 401, 404, 503])
+    def test_an_api_without_a_list_of_models_can_be_reached(
+        self, status: int, api: responses.RequestsMock, run_script: RunScript
+    ) -> None:
+        api.get(MODELS_URL, status=status, body="<html>")
+        api.post(CHAT_URL, body=requests.ConnectionError("a moment's trouble"))
+        api.post(CHAT_URL, json=completion("fine"))
+        assert run_script("01_basic_errors").code == 0
 
 
-def test_a_missing_file_of_the_lessons_own_is_not_blamed_on_stdout(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["lesson"])
-    with pytest.raises(FileNotFoundError):
-        run_lesson(lambda client: print(Path("no-such-file.json").read_text()))
+class TestOffline:
+    @pytest.mark.parametrize("arguments", [["--offline"], ["--faults", "401"]], ids=str)
+    def test_the_key_is_not_used(
+        self, arguments: list[str], live_server: MockServer, run_script: RunScript
+    ) -> None:
+        code, out, err = run_script("01_basic_errors", *arguments)
+        assert (code, out.count("Authentication Error (401)")) == (0, arguments.count("401"))
+        assert re.fullmatch(
+            r"Offline: using a local mock server \(http://127\.0\.0\.1:\d+/v1\)\.\n", err
+        )
+        assert live_server.log == []
+
+    def test_the_notice_says_how_to_go_live_and_can_be_hidden(
+        self, monkeypatch: pytest.MonkeyPatch, run_script: RunScript
+    ) -> None:
+        err = run_script("01_basic_errors").err
+        assert err.endswith(" Set MISTRAL_API_KEY to call the real API.\n")
+        monkeypatch.setenv("MISTRAL_NO_NOTICE", "1")
+        assert run_script("01_basic_errors") == (0, OUT, "")
+
+    def test_empty_faults_replace_those_of_the_lesson(self, run_script: RunScript) -> None:
+        out = run_script("05_fallbacks", "--faults", "").out
+        assert "Response: What is the meaning of life? response" in out
+
+    def test_trace_ends_stderr_with_the_timeline(self, run_script: RunScript) -> None:
+        _, out, err = run_script("01_basic_errors", "--trace", "--faults", "ok,drop")
+        assert out.endswith("before the response was complete\n\n")
+        assert err.splitlines()[1:] == [
+            "The server saw 2 requests:",
+            f"    0.0 s  |{'█':<30}| 200",
+            f"    0.0 s  |{'█':<30}| drop",
+        ]
+
+    def test_a_proxy_is_not_used(
+        self, monkeypatch: pytest.MonkeyPatch, run_script: RunScript
+    ) -> None:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv("NO_PROXY", "")
+        assert run_script("01_basic_errors")[:2] == (0, OUT)
+
+    def test_a_slow_body_ends_at_the_total_timeout(
+        self, exit_code: Callable[..., int], monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        monkeypatch.setenv("MISTRAL_TIMEOUT", "0.1")
+        assert exit_code(lambda client: print(client.chat(HELLO)), "drip:0.05") == 1
+        assert "within the total timeout of 0.2 s" in capsys.readouterr().err
 
 
-def test_where_the_environment_has_a_setting_the_file_is_not_even_read(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / ".env").mkdir()
-    monkeypatch.setattr(lesson, "ROOT", tmp_path)
-    lesson._env_file.cache_clear()
-    monkeypatch.setenv("MISTRAL_TIMEOUT", "30")
-    assert lesson.setting("MISTRAL_TIMEOUT") == "30"
+class TestEnvFile:
+    BOTH = "MISTRAL_API_KEY=the-key\nMISTRAL_BASE_URL=http://127.0.0.1:9/v1\n"
+
+    @pytest.fixture
+    def env_file(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        """The path of an .env file that the lessons read, with no settings in the environment."""
+        for name in SETTINGS:
+            monkeypatch.delenv(name)
+        monkeypatch.setattr(lesson, "ROOT", tmp_path)
+        uncached = functools.cache(lesson._env_file.__wrapped__)
+        monkeypatch.setattr(lesson, "_env_file", uncached)
+        return tmp_path / ".env"
+
+    @pytest.mark.parametrize(
+        "text", [BOTH, "\ufeff" + BOTH.replace("\n", "\r\n")], ids=["Linux", "Windows"]
+    )
+    def test_settings_are_read(self, text: str, env_file: Path) -> None:
+        env_file.write_bytes(text.encode())
+        assert lesson.setting("MISTRAL_API_KEY") == "the-key"
+        assert lesson.setting("MISTRAL_BASE_URL") == "http://127.0.0.1:9/v1"
+        assert lesson.setting("MISTRAL_TIMEOUT", "60") == "60"
+
+    def test_a_value_is_taken_as_it_is(self, env_file: Path) -> None:
+        env_file.write_text("MISTRAL_API_KEY=a${HOME}b", "utf-8")
+        assert lesson.setting("MISTRAL_API_KEY") == "a${HOME}b"
+
+    def test_no_file_is_no_settings(self, env_file: Path) -> None:
+        assert lesson.setting("MISTRAL_API_KEY", "none") == "none"
+
+    @pytest.mark.parametrize("value", ["30", ""])
+    def test_the_environment_takes_precedence(
+        self, value: str, env_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        env_file.mkdir()  # it can't be read, and needn't
+        monkeypatch.setenv("MISTRAL_TIMEOUT", value)
+        assert lesson.setting("MISTRAL_TIMEOUT", "60") == (value or "60")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            pytest.param(BOTH.encode("utf-16"), "(it is not UTF-8 text)", id="UTF-16"),
+            pytest.param(None, "can't be read (", id="a folder"),
+            pytest.param(b"MISTRAL_TIMEOUT=abc", "MISTRAL_TIMEOUT must be ", id="wrong setting"),
+        ],
+    )
+    def test_a_mistake_is_one_sentence_and_exit_2(
+        self, content: bytes | None, message: str, env_file: Path, run_script: RunScript
+    ) -> None:
+        env_file.mkdir() if content is None else env_file.write_bytes(content)
+        code, out, err = run_script("01_basic_errors")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert message in err
+
+    def test_log_file(self, env_file: Path) -> None:
+        assert lesson.log_file() == str(env_file.parent / "mistral_errors.log")
+        lesson._env_file.cache_clear()
+        env_file.write_text("MISTRAL_LOG_FILE=other.log", "utf-8")
+        assert lesson.log_file() == "other.log"
+
+
+def test_root_is_the_folder_of_the_readme() -> None:
+    assert lesson.ROOT == ROOT
+
+
+WRONG_ARGUMENTS = {
+    ("--fault", "503"): "unrecognized arguments: --fault 503",
+    ("503",): "unrecognized arguments: 503",
+    ("--faults",): "argument --faults: expected one argument",
+    ("--offline=yes",): "argument --offline: ignored explicit argument 'yes'",
+    ("--faults", "503,rain"): "unknown fault 'rain': use ok, a status from 400 to 599, ",
+    ("--faults", "dröp"): r"unknown fault 'dr\xf6p': did you mean drop?",
+}
+WRONG_SETTINGS = {
+    "MISTRAL_TIMEOUT": {
+        "MISTRAL_TIMEOUT must be a number of seconds > 0, for example 60.": [
+            "abc", "0", "-1", "nan", "inf", "1e400", "1e10", "1,5",
+        ],
+    },
+    "MISTRAL_API_KEY": {
+        "The API key contains ": ["secret\nkey", "secret key", "secretключ", "secret“key”"],
+    },
+    "MISTRAL_BASE_URL": {
+        "The base URL must look like https://api.mistral.ai/v1": [
+            "somewhere", "ftp://api.mistral.ai/v1", "https://", "https://host:port/v1",
+        ],
+        "The base URL must start with https://: http would expose the key.": [
+            "http://api.mistral.ai/v1", "http://127.0.0.1.example.com/v1",
+        ],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("api")  # which sends no responses: nothing may be sent
+class TestWrongInput:
+    """Wrong input is one sentence and exit 2."""
+
+    @pytest.mark.parametrize("arguments", WRONG_ARGUMENTS, ids=" ".join)
+    def test_argument(self, arguments: tuple[str, ...], run_script: RunScript) -> None:
+        code, out, err = run_script("01_basic_errors", *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert WRONG_ARGUMENTS[arguments] in err
+
+    @pytest.mark.parametrize("name", WRONG_SETTINGS)
+    def test_setting(
+        self, name: str, monkeypatch: pytest.MonkeyPatch, run_script: RunScript
+    ) -> None:
+        for message, values in WRONG_SETTINGS[name].items():
+            for value in values:
+                monkeypatch.setenv(name, value)
+                code, out, err = run_script("01_basic_errors")
+                assert (code, out, err.count("\n")) == (2, "", 1)
+                assert message in err
+                assert "secret" not in err
+
+    def test_timeout_offline(self, monkeypatch: pytest.MonkeyPatch, run_script: RunScript) -> None:
+        monkeypatch.setenv("MISTRAL_TIMEOUT", "0")
+        code, out, err = run_script("01_basic_errors", "--offline")
+        assert (code, out) == (2, "")
+        assert err.startswith("MISTRAL_TIMEOUT must be ")
+
+
+def test_help_says_what_the_lesson_is_about(run_script: RunScript) -> None:
+    code, out, _ = run_script("01_basic_errors", "--help")
+    assert code == 0
+    assert "Example 1: Basic error handling. Catch each category of error" in out
+    assert "503@20%" not in out  # only the syntax: the README has the examples
+    assert "@20%" in out
+
+
+class TestExit:
+    @pytest.mark.parametrize(
+        ("ending", "code"),
+        [
+            (None, 0),
+            (KeyboardInterrupt(), 130),
+            (APIConnectionError("the host was not found"), 1),
+            (SystemExit(3), 3),
+        ],
+        ids=repr,
+    )
+    def test_no_thread_and_no_port_is_left(
+        self,
+        ending: BaseException | None,
+        code: int,
+        exit_code: Callable[..., int],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def lesson(client: MistralClient) -> None:
+            client.models()  # opens a connection, which has a thread of the server's
+            if ending:
+                raise ending
+
+        threads = set(threading.enumerate())
+        assert exit_code(lesson) == code
+        assert set(threading.enumerate()) <= threads
+        (url,) = re.findall(r"http://\S+/v1", capsys.readouterr().err)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=5)
+
+    def test_a_missing_file_is_not_taken_for_a_failure_of_stdout(
+        self, exit_code: Callable[..., int]
+    ) -> None:
+        with pytest.raises(FileNotFoundError):
+            exit_code(lambda client: print(Path("no-such-file.json").read_text()))
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+    def test_a_full_disk_is_one_sentence_and_exit_1(
+        self,
+        exit_code: Callable[..., int],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        with Path("/dev/full").open("w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert exit_code(lambda client: print("Hello!")) == 1
+        sentence = "The output can't be written (No space left on device)."
+        assert capsys.readouterr().err.splitlines()[1:] == [sentence]
+
+
+class TestConsole:
+    @pytest.mark.parametrize(
+        ("encoding", "shown"),
+        [("ascii", "+ x # Gr??e ?"), ("cp1252", "+ x # Grüße ?"), ("utf-8", "✓ ✗ █ Grüße 語")],
+    )
+    def test_what_the_console_cannot_show_becomes_plain(
+        self,
+        encoding: str,
+        shown: str,
+        exit_code: Callable[..., int],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        screen = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding))
+        assert exit_code(lambda client: print("✓ ✗ █ Grüße 語")) == 0
+        assert screen.getvalue().decode(encoding).strip() == shown
+
+    def test_a_line_is_shown_when_it_is_finished(
+        self, exit_code: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        screen = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, "utf-8"))
+        seen = []
+
+        def lesson(client: MistralClient) -> None:
+            print("first")
+            seen.append(screen.getvalue())
+
+        assert exit_code(lesson) == 0
+        assert seen[0].split() == [b"first"]

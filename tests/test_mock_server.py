@@ -1,4 +1,4 @@
-"""mock_server.py: it answers like the API, fails as it is told, and leaves nothing behind."""
+"""The mock server: it responds like the API, fails on demand, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from conftest import FakeClock
 from lib import mock_server
 from lib.mock_server import Fault, MockServer, api, http_server, parse_faults
 from lib.mock_server import __main__ as command
-from lib.mock_server.api import MODELS
 from support import run_in_threads
 
 KEY = "sk-0123456789-secret"
@@ -37,14 +36,14 @@ REQUEST = HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(HELLO_BODY), HELLO_BODY)
 
 
 class Reply(NamedTuple):
-    """An HTTP answer, its JSON parsed where there is some."""
+    """What a client receives."""
 
     status: int
     headers: http.client.HTTPMessage
     text: str
 
     @property
-    def body(self) -> Any:
+    def json(self) -> Any:
         return json.loads(self.text)
 
 
@@ -53,25 +52,33 @@ def address(server: MockServer) -> tuple[str, int]:
     return parts.hostname or "", parts.port or 0
 
 
-def ask(
+def connect(server: MockServer) -> socket.socket:
+    return socket.create_connection(address(server), timeout=10)
+
+
+def request(
     server: MockServer,
-    request: Any = HELLO,
+    body: Any = HELLO,
     *,
     method: str = "POST",
     path: str = CHAT,
     authorization: str | None = f"Bearer {KEY}",
 ) -> Reply:
-    """One request on a connection of its own; ``request`` is bytes, or JSON to be."""
-    body = request if isinstance(request, bytes) else json.dumps(request).encode()
+    """Send one request on a connection of its own."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {} if authorization is None else {"Authorization": authorization}
     with contextlib.closing(http.client.HTTPConnection(*address(server), timeout=10)) as connection:
-        connection.request(method, path, body if method == "POST" else None, headers)
+        connection.request(method, path, data if method == "POST" else None, headers)
         response = connection.getresponse()
         return Reply(response.status, response.headers, response.read().decode())
 
 
-def everything_from(connection: socket.socket) -> bytes:
-    """What comes until the server hangs up."""
+def statuses(server: MockServer, count: int) -> list[int]:
+    return [request(server).status for _ in range(count)]
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
     received = b""
     with contextlib.suppress(ConnectionError):
         while piece := connection.recv(65536):
@@ -79,14 +86,14 @@ def everything_from(connection: socket.socket) -> bytes:
     return received
 
 
-def exchange(server: MockServer, data: bytes, *, hang_up: bool = True) -> bytes:
-    """Send bytes that need not be HTTP, say that no more will come, and read to the end."""
-    with socket.create_connection(address(server), timeout=5) as connection:
-        with contextlib.suppress(OSError):  # the server may have had enough by then
+def send_bytes(server: MockServer, data: bytes, *, more_may_follow: bool = True) -> bytes:
+    """Send bytes that need not be HTTP, and return everything that comes back."""
+    with connect(server) as connection:
+        with contextlib.suppress(OSError):  # the server may have closed the connection already
             connection.sendall(data)
-            if hang_up:
+            if not more_may_follow:
                 connection.shutdown(socket.SHUT_WR)
-        return everything_from(connection)
+        return read_all(connection)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -97,9 +104,9 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 @contextlib.contextmanager
-def request_under_way(server: MockServer) -> Iterator[socket.socket]:
-    """A connection whose request the server has, and has not answered yet."""
-    with socket.create_connection(address(server), timeout=10) as connection:
+def request_in_progress(server: MockServer) -> Iterator[socket.socket]:
+    """Give a connection whose request has reached the server."""
+    with connect(server) as connection:
         before = len(server.log)
         connection.sendall(REQUEST)
         wait_until(lambda: len(server.log) > before)
@@ -107,447 +114,442 @@ def request_under_way(server: MockServer) -> Iterator[socket.socket]:
 
 
 @pytest.fixture(scope="module")
-def fair() -> Iterator[MockServer]:
+def server() -> Iterator[MockServer]:
     """A server without faults, shared by the tests that change nothing about it."""
     with MockServer() as server:
         yield server
 
 
-# The vocabulary
-
-
-@pytest.mark.parametrize(
-    ("script", "first"),
-    [
-        ("", []),
-        ("  ", []),
-        ("ok", [Fault("ok")]),
-        ("400", [Fault("status", 400)]),
-        ("599", [Fault("status", 599)]),
-        ("429:2", [Fault("status", 429, 2.0)]),
-        ("503:0.5", [Fault("status", 503, 0.5)]),
-        ("slow:1.5", [Fault("slow", 200, 1.5)]),
-        ("timeout", [Fault("timeout")]),
-        ("drop", [Fault("drop")]),
-        ("badjson", [Fault("badjson")]),
-        ("cut", [Fault("cut")]),
-        ("html:502", [Fault("html", 502)]),
-        ("503*3", [Fault("status", 503)] * 3),
-        ("503*1", [Fault("status", 503)]),
-        ("503*", [Fault("status", 503)] * 9),
-        ("429:2*2", [Fault("status", 429, 2.0)] * 2),
-        ("html:502*2,slow:1*", [Fault("html", 502)] * 2 + [Fault("slow", 200, 1.0)] * 7),
-        (" 503 ,\t429:2 ", [Fault("status", 503), Fault("status", 429, 2.0)]),
-        ("drop*1000000,ok", [Fault("drop")] * 9),
+FAULTS_BY_SCRIPT: dict[str, list[Fault]] = {  # the first nine
+    "": [],
+    "  ": [],
+    "''": [],  # the quotes that cmd.exe passes on
+    "'503*2'": [Fault("status", 503)] * 2,
+    "ok": [Fault("ok")],
+    "400,599": [Fault("status", 400), Fault("status", 599)],
+    "429:2,503:0.5": [Fault("status", 429, 2.0), Fault("status", 503, 0.5)],
+    "slow:1.5,slow:86400,drip:0.2": [
+        Fault("slow", 200, 1.5), Fault("slow", 200, 86400.0), Fault("drip", 200, 0.2),
     ],
-)
-def test_a_script_is_one_fault_a_request(script: str, first: list[Fault]) -> None:
-    assert list(islice(parse_faults(script), 9)) == first
+    "timeout,drop,badjson,cut,noquota": [
+        Fault("timeout"), Fault("drop"), Fault("badjson"), Fault("cut"), Fault("noquota"),
+    ],
+    "html:502": [Fault("html", 502)],
+    "503*3": [Fault("status", 503)] * 3,
+    "503*1": [Fault("status", 503)],
+    "html:502*2,slow:1*": [Fault("html", 502)] * 2 + [Fault("slow", 200, 1.0)] * 7,
+    " 503 ,\t429:2*2 ": [Fault("status", 503), *[Fault("status", 429, 2.0)] * 2],
+    "drop*1000000,ok": [Fault("drop")] * 9,
+    "drop@100%": [Fault("drop")] * 9,
+}  # fmt: skip
+UNKNOWN_WORDS = [
+    "nonsense", "OK", "Drop", "5O3", "200", "399", "600", "5030", "50", "-503", "ok:1", "slow",
+    "slow:", "slow:x", "slow:-1", "slow:1e3", "slow:inf", "slow:nan", "slow:1.", "timeout:5",
+    "drop:1", "badjson:2", "cut:1", "html", "html:", "html:200", "html:600", "html:502.5",
+    "429:", "429:soon", "429:-1", "*", "*3", "503**", "503*0", "503*-1", "503*x", "503*1.5",
+    "503*2*3", "503*1000001", "503 *2", "503;ok", "slow:86401", "'", "503*" + "9" * 8,
+    "503*" + "9" * 5000, "429:" + "9" * 5000, "slow:" + "9" * 5000,
+]  # fmt: skip
+DIAGNOSES = {
+    "503,,ok": "unknown fault ''",
+    ",": "unknown fault ''",
+    "503,": "unknown fault ''",
+    "503 503": "'503 503': separate words with commas",
+    "429x3": "did you mean 429*3?",
+    "Timeout": "did you mean timeout?",
+    "slow": "slow needs seconds, up to a day: slow:1.5",
+    "html": "html needs a status from 400 to 599: html:502",
+    "ok:2": "ok takes no number",
+    "200": "a status is a number from 400 to 599",
+    "503*0": "repeat it 1 to 1000000 times, or always with a bare *",
+    "503*,ok": "'503*' never ends, so nothing may follow it",
+    "503@20": "a share is a percentage up to 100, such as 503@20%",
+    "503@101%": "a share is a percentage up to 100",
+    "503@20%,ok": "words with @ come last",
+    "503@60%,drop@50%": "add up to more than 100 %",
+    "rain@20%": "unknown fault 'rain@20%': use ok, a status",
+}
 
 
-@pytest.mark.parametrize(
-    "word",
-    ["nonsense", "OK", "Drop", "5O3", "200", "399", "600", "5030", "50", "-503", "ok:1", "slow",
-     "slow:", "slow:x", "slow:-1", "slow:1e3", "slow:inf", "slow:nan", "slow:1.", "timeout:5",
-     "drop:1", "badjson:2", "cut:1", "html", "html:", "html:200", "html:600", "html:502.5",
-     "429:", "429:soon", "429:-1", "*", "*3", "503**", "503*0", "503*-1", "503*x", "503*1.5",
-     "503*2*3", "503*1000001", "503 *2", "503;ok", "slow:86401", "'"],
-)  # fmt: skip
-def test_a_word_that_it_does_not_know_is_named(word: str) -> None:
-    for script in ("{}", "ok,{}", "{},ok", " {} "):
-        with pytest.raises(ValueError, match=re.escape(f"'{word}'")):
-            MockServer(script.format(word))
+def rejection(script: str) -> str:
+    """Return the message with which a fault script is rejected, or "" if it is accepted."""
+    try:
+        MockServer(script)._server.server_close()
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
-@pytest.mark.parametrize("digits", [8, 5000])
-def test_a_number_of_any_length_is_named_with_its_word(digits: int) -> None:
-    for word in ("503*" + "9" * digits, "429:" + "9" * digits, "slow:" + "9" * digits):
-        with pytest.raises(ValueError, match=re.escape(f"'{word[:9]}")):
-            MockServer(word)
+class TestFaultScript:
+    def test_a_word_is_one_fault(self) -> None:
+        parsed = {script: list(islice(parse_faults(script), 9)) for script in FAULTS_BY_SCRIPT}
+        assert parsed == FAULTS_BY_SCRIPT
+
+    @pytest.mark.parametrize("script", ["{}", "ok,{}", "{},ok", " {} "])
+    def test_unknown_word_is_named(self, script: str) -> None:
+        messages = {word: rejection(script.format(word)) for word in UNKNOWN_WORDS}
+        assert [word for word, message in messages.items() if f"'{word}'" not in message] == []
+
+    def test_mistake_is_diagnosed(self) -> None:
+        for script, diagnosis in DIAGNOSES.items():
+            assert diagnosis in rejection(script)
+
+    def test_unprintable_word_is_named_in_ascii(self) -> None:
+        for word in ("\x1b[31m", "५०३", "ok\r\nok", "\0", "\u202e"):
+            message = rejection(word)
+            assert ascii(word)[1:-1] in message
+            assert message.isascii()
+            assert message.isprintable()
 
 
-@pytest.mark.parametrize("word", ["\x1b[31m", "५०३", "ok\r\nok", "\0", "\u202e"], ids=ascii)
-def test_a_word_that_cannot_be_printed_is_named_in_ascii(word: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(ascii(word)[1:-1])) as caught:
-        MockServer(word)
-    assert str(caught.value).isascii()
-    assert str(caught.value).isprintable()
+class TestShares:
+    """A word with @ hits a share of all requests that follow; a seed decides which."""
+
+    @staticmethod
+    def drawn(script: str, *seed: int, count: int = 1000) -> list[str]:
+        return [fault.kind for fault in islice(parse_faults(script, *seed), count)]
+
+    def test_same_seed_hits_the_same_requests(self) -> None:
+        assert self.drawn("503@20%", 1) == self.drawn("503@20%", 1)
+        assert self.drawn("503@20%", 1) != self.drawn("503@20%", 2)
+        assert self.drawn("503@20%") == self.drawn("503@20%", 0)
+
+    def test_several_words_share_the_requests(self) -> None:
+        kinds = Counter(self.drawn("ok*10,503@20%,drop@5%", 3, count=4010)[10:])
+        assert 700 < kinds["status"] < 900
+        assert 140 < kinds["drop"] < 260
+        assert set(kinds) == {"ok", "status", "drop"}
+
+    def test_shares_may_add_up_to_all_requests(self) -> None:
+        assert set(self.drawn("503@60%,drop@40%")) == {"status", "drop"}
 
 
-@pytest.mark.parametrize("script", [",", "503,", ",503", "503,,ok", ", ,"])
-def test_a_missing_word_is_a_mistake(script: str) -> None:
-    with pytest.raises(ValueError, match="unknown fault ''"):
-        MockServer(script)
+class TestFaults:
+    """What each fault does to a request, over a real socket."""
+
+    def test_one_fault_per_request_and_then_none(self) -> None:
+        with MockServer("503,429:2,html:502,400*2") as server:
+            assert statuses(server, 7) == [503, 429, 502, 400, 400, 200, 200]
+
+    def test_retry_after_is_in_plain_digits(self) -> None:
+        seconds = ["2", "0.5", "0", "86400", "86399.25", "0.00001"]
+        with MockServer(",".join(f"429:{value}" for value in seconds) + ",429") as server:
+            received = [request(server).headers["Retry-After"] for _ in range(7)]
+        assert received == [*seconds, None]
+
+    def test_status_has_the_body_of_the_real_api(self) -> None:
+        parts = {
+            400: '"code": "3051"',
+            401: '{"detail": "Unauthorized"}',
+            402: "API budget exhausted.",
+            404: '{"detail": "Not Found"}',
+            422: '"loc": ["body", "messages"]',
+            429: '"code": "1300"',
+            500: '"type": "internal_server_error"',
+            503: '"type": "unreachable_backend"',
+            418: '{"detail": "I\'m a Teapot"}',
+        }
+        with MockServer(",".join(map(str, parts))) as server:
+            for status, part in parts.items():
+                reply = request(server)
+                assert (reply.status, reply.headers["Content-Type"]) == (status, "application/json")
+                assert isinstance(reply.json, dict)
+                assert part in reply.text
+
+    def test_504_is_empty(self) -> None:
+        with MockServer("504") as server:
+            assert request(server)[::2] == (504, "")
+
+    def test_html_and_520_are_a_gateway_page(self) -> None:
+        with MockServer("html:502,520") as server:
+            for status in (502, 520):
+                reply = request(server)
+                assert (reply.status, reply.headers["Content-Type"]) == (status, "text/html")
+                assert reply.text.startswith("<html>")
+
+    def test_noquota_is_a_429_with_a_limit_of_zero(self) -> None:
+        with MockServer("noquota") as server:
+            reply = request(server)
+        assert (reply.status, reply.headers["x-ratelimit-limit-req-minute"]) == (429, "0")
+        assert reply.headers["x-ratelimit-remaining-req-minute"] == "0"
+
+    def test_badjson_is_a_complete_200_that_is_not_json(self) -> None:
+        with MockServer("badjson") as server:
+            reply = request(server)
+        assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
+        with pytest.raises(ValueError, match=r"Unterminated|delimiter|Expecting"):
+            json.loads(reply.text)
+
+    def test_cut_sends_half_the_body(self) -> None:
+        with MockServer("cut") as server, pytest.raises(http.client.IncompleteRead) as caught:
+            request(server)
+        assert caught.value.partial.startswith(b'{"id": ')
+        assert abs(len(caught.value.partial) - (caught.value.expected or 0)) <= 1
+
+    def test_drop_closes_without_a_byte(self) -> None:
+        with MockServer("drop") as server:
+            assert send_bytes(server, REQUEST) == b""
+
+    def test_timeout_never_responds(self) -> None:
+        with MockServer("timeout*2") as server, request_in_progress(server) as connection:
+            connection.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            response = server.respond("POST", CHAT, KEY, HELLO_BODY)[0]
+        assert response
+        assert response.delay == math.inf
+
+    def test_slow_responds_later_and_delays_nobody_else(self) -> None:
+        with MockServer("slow:0.05,slow:60") as server:
+            started_at = time.monotonic()
+            assert request(server).status == 200
+            assert time.monotonic() - started_at >= 0.04
+            with request_in_progress(server):
+                assert request(server).status == 200
+
+    def test_drip_sends_the_body_byte_by_byte(self) -> None:
+        with MockServer("drip:0.001") as server:
+            started_at = time.monotonic()
+            assert request(server).status == 200
+            assert time.monotonic() - started_at > 0.1
+        assert (server.log[0].duration or 0) > 0.1
 
 
-def test_nothing_may_follow_a_word_that_never_ends() -> None:
-    with pytest.raises(ValueError, match=r"'503\*' never ends"):
-        MockServer("503*,ok")
+class TestStream:
+    """A chat request with ``stream`` gets server-sent events."""
 
+    STREAM = json.dumps({**HELLO, "stream": True}).encode()
 
-@pytest.mark.parametrize("limit", [0, -1, float("nan")])
-def test_a_limit_below_one_request_is_a_mistake(limit: Any) -> None:
-    with pytest.raises(ValueError, match="requests_per_minute"):
-        MockServer(requests_per_minute=limit)
+    def events(self, faults: str = "") -> list[str]:
+        with MockServer(faults) as server:
+            reply = request(server, self.STREAM)
+        assert reply.headers["Content-Type"] == "text/event-stream"
+        return reply.text.removesuffix("\n\n").split("\n\n")
 
+    def test_one_event_per_word_then_the_usage_and_the_end_mark(self) -> None:
+        *events, end = self.events()
+        assert end == "data: [DONE]"
+        chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+        assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+        assert {chunk["model"] for chunk in chunks} == {"mistral-small-latest"}
+        assert all(len(chunk["id"]) == 32 and chunk["created"] for chunk in chunks)
+        choices = [choice for chunk in chunks for choice in chunk["choices"]]
+        assert [choice["delta"]["content"] for choice in choices] == [
+            "Hello! ", "How ", "can ", "I ", "assist ", "you ", "today?", "",
+        ]  # fmt: skip
+        assert choices[0]["delta"]["role"] == "assistant"
+        assert [choice["finish_reason"] for choice in choices] == [None] * 7 + ["stop"]
+        assert {choice["index"] for choice in choices} == {0}
+        assert chunks[-1]["usage"] == {
+            "prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8,
+        }  # fmt: skip
 
-# What the faults do
-
-
-def test_the_faults_come_one_a_request_and_then_all_is_well() -> None:
-    with MockServer("503,429:2,html:502,400*2") as server:
-        assert [ask(server).status for _ in range(7)] == [503, 429, 502, 400, 400, 200, 200]
-
-
-def test_a_fault_for_ever_has_no_end() -> None:
-    with MockServer("ok,503*") as server:
-        assert [ask(server).status for _ in range(5)] == [200, 503, 503, 503, 503]
-
-
-def test_a_status_can_come_with_retry_after_in_plain_digits() -> None:
-    asked = ["2", "0.5", "0", "86400", "86399.25", "0.00001"]
-    with MockServer(",".join(f"429:{seconds}" for seconds in asked) + ",429") as server:
-        found = [ask(server).headers["Retry-After"] for _ in range(7)]
-    assert found == [*asked, None]
-
-
-def test_each_status_has_the_body_that_the_api_sends() -> None:
-    parts = {
-        400: '"code": "3051"',
-        401: '{"detail": "Unauthorized"}',
-        402: "API budget exhausted.",
-        404: '{"detail": "Not Found"}',
-        422: '"loc": ["body", "messages"]',
-        429: '"code": "1300"',
-        500: '"type": "internal_server_error"',
-        503: '"type": "unreachable_backend"',
-        418: '{"detail": "I\'m a Teapot"}',
-    }
-    with MockServer(",".join(map(str, parts))) as server:
-        for status, part in parts.items():
-            reply = ask(server)
-            assert reply.status == status
-            assert part in reply.text
-            assert reply.headers["Content-Type"] == "application/json"
-            assert isinstance(reply.body, dict)
-
-
-def test_a_504_is_empty() -> None:
-    with MockServer("504") as server:
-        assert ask(server)[::2] == (504, "")
-
-
-def test_html_is_a_gateways_page_and_so_is_a_520() -> None:
-    with MockServer("html:502,520") as server:
-        for status in (502, 520):
-            reply = ask(server)
-            assert (reply.status, reply.headers["Content-Type"]) == (status, "text/html")
-            assert reply.text.startswith("<html>")
-
-
-def test_badjson_is_a_200_that_arrives_whole_and_is_no_json() -> None:
-    with MockServer("badjson") as server:
-        reply = ask(server)
-    assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
-    with pytest.raises(ValueError, match=r"Unterminated|delimiter|Expecting"):
-        json.loads(reply.text)
-
-
-def test_cut_breaks_off_half_way() -> None:
-    with MockServer("cut") as server, pytest.raises(http.client.IncompleteRead) as caught:
-        ask(server)
-    assert caught.value.partial.startswith(b'{"id": ')
-
-
-def test_drop_closes_without_a_byte() -> None:
-    with MockServer("drop") as server:
-        assert exchange(server, REQUEST, hang_up=False) == b""
-
-
-def test_timeout_never_answers() -> None:
-    with MockServer("timeout*2") as server, request_under_way(server) as connection:
-        connection.settimeout(0.05)
-        with pytest.raises(TimeoutError):
-            connection.recv(1)
-        decided = server.respond("POST", CHAT, KEY, HELLO_BODY)[0]
-    assert decided
-    assert decided.delay == math.inf
-
-
-def test_slow_answers_so_much_later() -> None:
-    with MockServer("slow:0.05") as server:
-        began = time.monotonic()
-        reply = ask(server)
-        assert reply.status == 200
-        assert time.monotonic() - began >= 0.04
-
-
-def test_a_slow_request_holds_nobody_else_up() -> None:
-    with MockServer("slow:60") as server, request_under_way(server):
-        assert ask(server).status == 200
-
-
-# The limit
-
-
-def test_the_limit_lets_so_many_through_in_any_minute(clock: FakeClock) -> None:
-    with MockServer(requests_per_minute=2) as server:
-        statuses = []
-        for now in (0, 30, 59, 60, 60.5, 89, 90, 120):
-            clock.now = 1000.0 + now
-            statuses.append(ask(server).status)
-    assert statuses == [200, 200, 429, 200, 429, 429, 200, 200]
-
-
-def test_the_limit_tells_what_is_left_and_when_there_is_more(clock: FakeClock) -> None:
-    with MockServer(requests_per_minute=2) as server:
-        found = []
-        for now in (0, 0, 0, 59.5, 60):
-            clock.now = 1000.0 + now
-            reply = ask(server)
-            assert reply.headers["x-ratelimit-limit-req-minute"] == "2"
-            found.append(
-                (reply.headers["x-ratelimit-remaining-req-minute"], reply.headers["Retry-After"])
+    def test_cut_breaks_off_between_two_events(self) -> None:
+        with MockServer("cut") as server:
+            received = send_bytes(
+                server, HEAD + b"Content-Length: %d\r\n\r\n" % len(self.STREAM) + self.STREAM
             )
-    assert found == [("1", None), ("0", None), ("0", "60"), ("0", "1"), ("1", None)]
+        assert received.count(b"data: ") == 5
+        assert received.endswith(b"}\n\n\r\n")  # and no last chunk
+
+    def test_badjson_truncates_an_event(self) -> None:
+        events = self.events("badjson")
+        assert len(events) == 5
+        for event in events[:-1]:
+            json.loads(event.removeprefix("data: "))
+        with pytest.raises(ValueError, match=r"Unterminated|delimiter|Expecting"):
+            json.loads(events[-1].removeprefix("data: "))
 
 
-def test_a_limits_refusal_is_the_apis_own_429() -> None:
-    with MockServer(requests_per_minute=1) as server:
-        ask(server)
-        reply = ask(server)
-    assert (reply.status, reply.body["message"]) == (429, "Rate limit exceeded")
+class TestRateLimit:
+    def test_window_slides_over_60_seconds(self, clock: FakeClock) -> None:
+        received = []
+        with MockServer(requests_per_minute=2) as server:
+            for now in (0, 30, 59, 60, 60.5, 89, 90, 120):
+                clock.now = 1000.0 + now
+                received.append(request(server).status)
+        assert received == [200, 200, 429, 200, 429, 429, 200, 200]
+
+    def test_headers_say_what_remains_and_when_to_retry(self, clock: FakeClock) -> None:
+        received = []
+        with MockServer(requests_per_minute=2) as server:
+            for now in (0, 0, 0, 59.5, 60):
+                clock.now = 1000.0 + now
+                headers = request(server).headers
+                assert headers["x-ratelimit-limit-req-minute"] == "2"
+                remaining = headers["x-ratelimit-remaining-req-minute"]
+                received.append((remaining, headers["Retry-After"]))
+        assert received == [("1", None), ("0", None), ("0", "60"), ("0", "1"), ("1", None)]
+
+    def test_a_request_after_retry_after_is_accepted(self, clock: FakeClock) -> None:
+        with MockServer(requests_per_minute=3) as server:
+            for step in (0, 7.3, 11.1, 2.2):
+                clock.now += step
+                reply = request(server)
+            assert (reply.status, reply.json["message"]) == (429, "Rate limit exceeded")
+            clock.now += float(reply.headers["Retry-After"])
+            assert request(server).status == 200
+
+    def test_limit_holds_under_threads(self) -> None:
+        with MockServer(requests_per_minute=5) as server:
+            received = run_in_threads(12, lambda: request(server).status)
+        assert Counter(received) == {200: 5, 429: 7}
+
+    def test_injected_error_is_not_counted(self) -> None:
+        with MockServer("503,html:502,noquota,drop,ok", requests_per_minute=1) as server:
+            assert statuses(server, 3) == [503, 502, 429]
+            assert send_bytes(server, REQUEST) == b""
+            assert statuses(server, 2) == [200, 429]
+
+    def test_tokens_are_debited_as_used(self, clock: FakeClock) -> None:
+        with MockServer(tokens_per_minute=20) as server:
+            replies = [request(server)]
+            clock.now += 10
+            replies += [request(server) for _ in range(2)]
+        assert [reply.status for reply in replies] == [200, 200, 429]
+        name = "x-ratelimit-remaining-tokens-minute"
+        assert [reply.headers[name] for reply in replies] == ["12", "4", "4"]
+        assert replies[2].headers["Retry-After"] == "50"
+
+    def test_a_request_larger_than_the_limit_needs_an_empty_window(self, clock: FakeClock) -> None:
+        with MockServer(tokens_per_minute=5) as server:
+            assert statuses(server, 2) == [200, 429]
+            clock.now += 60
+            assert request(server).headers["x-ratelimit-remaining-tokens-minute"] == "0"
+
+    def test_models_are_not_limited(self) -> None:
+        with MockServer(tokens_per_minute=1, requests_per_minute=1) as server:
+            for _ in range(3):
+                reply = request(server, method="GET", path="/v1/models")
+                assert reply.status == 200
+                assert not [name for name in reply.headers if "ratelimit" in name]
+
+    def test_no_limit_sends_no_headers(self, server: MockServer) -> None:
+        assert not [name for name in request(server).headers if "ratelimit" in name.lower()]
+
+    @pytest.mark.parametrize("name", ["requests_per_minute", "tokens_per_minute"])
+    def test_limit_below_1_is_an_error(self, name: str) -> None:
+        limit: Any
+        for limit in (0, -1, 1.5, float("nan"), True):
+            with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, got {limit}"):
+                MockServer("", **{name: limit})
 
 
-def test_whoever_waits_as_told_is_let_through(clock: FakeClock) -> None:
-    with MockServer(requests_per_minute=3) as server:
-        for step in (0, 7.3, 11.1, 2.2):
-            clock.now += step
-            reply = ask(server)
-        clock.now += float(reply.headers["Retry-After"])
-        assert ask(server).status == 200
+WRONG_FIELDS: list[tuple[Any, list[list[str]]]] = [
+    ([], [["body"]]),
+    (None, [["body"]]),
+    ("text", [["body"]]),
+    ({}, [["body", "model"], ["body", "messages"]]),
+    ({"messages": HELLO["messages"]}, [["body", "model"]]),
+    ({"model": "mistral-small-latest"}, [["body", "messages"]]),
+    ({**HELLO, "model": None}, [["body", "model"]]),
+    ({**HELLO, "model": ["mistral-small-latest"]}, [["body", "model"]]),
+    ({**HELLO, "messages": []}, [["body", "messages"]]),
+    ({**HELLO, "messages": None}, [["body", "messages"]]),
+    ({**HELLO, "messages": {"role": "user"}}, [["body", "messages"]]),
+    ({**HELLO, "messages": ["Hello!"]}, [["body", "messages", "role"]]),
+    ({**HELLO, "messages": [{"content": "Hello!"}]}, [["body", "messages", "role"]]),
+    ({**HELLO, "messages": [{"role": 5}]}, [["body", "messages", "role"]]),
+    ({**HELLO, "max_completion_tokens": 5}, [["body", "max_completion_tokens"]]),
+    ({**HELLO, "store": True, "a": 1}, [["body", "store"], ["body", "a"]]),
+]
+REPLIES: list[tuple[Any, str]] = [
+    ("Hello!", "Hello! How can I assist you today?"),
+    ("Test retry logic", "Test retry logic response"),
+    ("Grüße, 世界 🌍 \ud800", "Grüße, 世界 🌍 \ud800 response"),
+    ([{"type": "text", "text": "One"}, {"type": "text", "text": "two"}], "One two response"),
+    ([{"type": "image_url"}, "text"], " response"),
+    (None, " response"),
+    (5, "5 response"),
+    ({"a": 1}, "{'a': 1} response"),
+]
 
 
-def test_the_limit_holds_when_all_come_at_once() -> None:
-    with MockServer(requests_per_minute=5) as server:
-        statuses = run_in_threads(12, lambda: ask(server).status)
-    assert Counter(statuses) == {200: 5, 429: 7}
+class TestEndpoints:
+    """What the two endpoints send without faults, in the real API's shapes."""
 
+    def test_chat_completion(self, server: MockServer) -> None:
+        reply = request(server, {**HELLO, "max_tokens": 5, "temperature": 0.2, "stop": ["."]})
+        assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
+        assert re.fullmatch(r"[0-9a-f-]{36}", reply.headers["mistral-correlation-id"])
+        body = reply.json
+        assert re.fullmatch(r"[0-9a-f]{32}", body.pop("id"))
+        assert abs(body.pop("created") - time.time()) < 60
+        content = "Hello! How can I assist you today?"
+        message = {"role": "assistant", "content": content, "tool_calls": None}
+        assert body == {
+            "object": "chat.completion",
+            "model": "mistral-small-latest",
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8},
+        }
 
-def test_a_scripted_failure_uses_up_nothing_of_the_limit() -> None:
-    with MockServer("503,html:502,ok", requests_per_minute=1) as server:
-        assert [ask(server).status for _ in range(4)] == [503, 502, 200, 429]
+    def test_reply_repeats_the_prompt(self, server: MockServer) -> None:
+        for content, text in REPLIES:
+            body = {**HELLO, "messages": [{"role": "user", "content": content}]}
+            assert request(server, body).json["choices"][0]["message"]["content"] == text
 
+    def test_last_message_is_the_prompt_and_usage_counts_all(self, server: MockServer) -> None:
+        messages = [
+            {"role": "system", "content": "Be very brief."},
+            {"role": "user", "content": "One two"},
+        ]
+        body = request(server, {**HELLO, "messages": messages}).json
+        assert body["choices"][0]["message"]["content"] == "One two response"
+        assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
 
-def test_without_a_limit_there_are_no_headers_about_one(fair: MockServer) -> None:
-    assert not [name for name in ask(fair).headers if name.lower().startswith("x-ratelimit")]
+    def test_models_are_those_that_chat_accepts(self, server: MockServer) -> None:
+        reply = request(server, method="GET", path="/v1/models")
+        assert (reply.status, reply.json["object"]) == (200, "list")
+        assert [model["id"] for model in reply.json["data"]] == list(api.MODELS)
+        for model in reply.json["data"]:
+            assert {"id", "object", "created", "owned_by", "capabilities"} <= set(model)
+            assert (model["object"], model["capabilities"]["completion_chat"]) == ("model", True)
+            assert request(server, {**HELLO, "model": model["id"]}).json["model"] == model["id"]
 
+    def test_missing_key_is_a_401(self, server: MockServer) -> None:
+        for authorization in (None, "", "Bearer", "Bearer ", "Basic c2stc2Vj", "x"):
+            for method, path in (("POST", CHAT), ("GET", "/v1/models"), ("GET", "/")):
+                reply = request(server, method=method, path=path, authorization=authorization)
+                assert (reply.status, reply.json) == (401, {"detail": "Unauthorized"})
 
-# The two endpoints without faults
+    def test_any_key_is_accepted(self, server: MockServer) -> None:
+        for authorization in ("Bearer x", "bearer x", "BEARER  x "):
+            assert request(server, authorization=authorization).status == 200
 
+    def test_a_body_that_is_not_json_is_a_400(self) -> None:
+        for body in (b"", b"{", b"model=x", b"\xff\xfe", b"[" * 100_000, b"9" * 10_000, b"{}}"):
+            response = api.respond("POST", CHAT, KEY, body)
+            assert response.status == 400
+            assert "The body is not JSON" in response.body
 
-def test_a_chat_completion_has_the_apis_shape(fair: MockServer) -> None:
-    reply = ask(fair, {**HELLO, "max_tokens": 5, "temperature": 0.2, "stop": ["."]})
-    assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
-    assert re.fullmatch(r"[0-9a-f-]{36}", reply.headers["mistral-correlation-id"])
-    body = reply.body
-    assert re.fullmatch(r"[0-9a-f]{32}", body.pop("id"))
-    assert abs(body.pop("created") - time.time()) < 60
-    assert body == {
-        "object": "chat.completion",
-        "model": "mistral-small-latest",
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "stop",
-                "message": {
-                    "role": "assistant",
-                    "content": "Hello! How can I assist you today?",
-                    "tool_calls": None,
-                },
-            }
-        ],
-        "usage": {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8},
-    }
+    def test_wrong_fields_are_a_422_that_names_them(self) -> None:
+        for body, fields in WRONG_FIELDS:
+            response = api.respond("POST", CHAT, KEY, json.dumps(body).encode())
+            errors = json.loads(str(response.body))["message"]["detail"]
+            assert (response.status, [error["loc"] for error in errors]) == (422, fields)
+            assert all(error["msg"] and error["type"] for error in errors)
 
+    def test_unknown_model_is_a_404(self, server: MockServer) -> None:
+        reply = request(server, {**HELLO, "model": "invalid-model-name"})
+        assert (reply.status, reply.json["message"]) == (404, "Model not found")
 
-@pytest.mark.parametrize(
-    ("content", "reply"),
-    [
-        ("Hello!", "Hello! How can I assist you today?"),
-        ("Test retry logic", "Test retry logic response"),
-        ("Grüße, 世界 🌍 \ud800", "Grüße, 世界 🌍 \ud800 response"),
-        ([{"type": "text", "text": "One"}, {"type": "text", "text": "two"}], "One two response"),
-        ([{"type": "image_url"}, "text"], " response"),
-        (None, " response"),
-        (5, "5 response"),
-        ({"a": 1}, "{'a': 1} response"),
-    ],
-    ids=ascii,
-)
-def test_a_prompt_is_answered_with_its_own_words(
-    fair: MockServer, content: Any, reply: str
-) -> None:
-    answer = ask(fair, {**HELLO, "messages": [{"role": "user", "content": content}]})
-    assert answer.body["choices"][0]["message"]["content"] == reply
+    def test_wrong_path_is_a_404_that_names_the_endpoints(self, server: MockServer) -> None:
+        for method, path in (
+            ("GET", "/"), ("GET", CHAT), ("POST", "/v1/models"), ("POST", "/v1"),
+            ("GET", "/v1/models/"), ("POST", "/chat/completions"), ("POST", "/v1/embeddings"),
+            ("GET", "/v1/../v1/models"),
+        ):  # fmt: skip
+            reply = request(server, method=method, path=path)
+            assert reply.status == 404
+            assert "POST /v1/chat/completions and GET /v1/models only" in reply.json["detail"]
 
-
-def test_the_last_message_is_the_prompt_and_all_of_them_are_counted(fair: MockServer) -> None:
-    messages = [
-        {"role": "system", "content": "Be very brief."},
-        {"role": "user", "content": "One two"},
-    ]
-    body = ask(fair, {**HELLO, "messages": messages}).body
-    assert body["choices"][0]["message"]["content"] == "One two response"
-    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
-
-
-def test_models_lists_what_a_chat_may_ask_for(fair: MockServer) -> None:
-    reply = ask(fair, method="GET", path="/v1/models")
-    assert reply.status == 200
-    assert reply.body["object"] == "list"
-    assert [model["id"] for model in reply.body["data"]] == list(MODELS)
-    for model in reply.body["data"]:
-        assert {"id", "object", "created", "owned_by", "capabilities"} <= set(model)
-        assert model["object"] == "model"
-        assert ask(fair, {**HELLO, "model": model["id"]}).body["model"] == model["id"]
-
-
-@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Basic c2stc2Vj", "x"])
-@pytest.mark.parametrize(("method", "path"), [("POST", CHAT), ("GET", "/v1/models"), ("GET", "/")])
-def test_without_a_bearer_key_there_is_no_answer(
-    fair: MockServer, authorization: str | None, method: str, path: str
-) -> None:
-    reply = ask(fair, method=method, path=path, authorization=authorization)
-    assert (reply.status, reply.body) == (401, {"detail": "Unauthorized"})
-
-
-@pytest.mark.parametrize("authorization", ["Bearer x", "bearer x", "BEARER  x "])
-def test_any_bearer_key_will_do(fair: MockServer, authorization: str) -> None:
-    assert ask(fair, authorization=authorization).status == 200
-
-
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"model=x", b"\xff\xfe", b"[" * 100_000, b"9" * 10_000, HELLO_BODY + b"}"],
-    ids=lambda body: ascii(body[:10]),
-)
-def test_a_body_that_is_no_json_is_a_400(fair: MockServer, body: bytes) -> None:
-    reply = ask(fair, body)
-    assert (reply.status, reply.body["message"]) == (400, "The body is not JSON")
-
-
-@pytest.mark.parametrize(
-    ("request_body", "fields"),
-    [
-        ([], [["body"]]),
-        (None, [["body"]]),
-        ("text", [["body"]]),
-        ({}, [["body", "model"], ["body", "messages"]]),
-        ({"messages": HELLO["messages"]}, [["body", "model"]]),
-        ({"model": "mistral-small-latest"}, [["body", "messages"]]),
-        ({**HELLO, "model": None}, [["body", "model"]]),
-        ({**HELLO, "model": ["mistral-small-latest"]}, [["body", "model"]]),
-        ({**HELLO, "messages": []}, [["body", "messages"]]),
-        ({**HELLO, "messages": None}, [["body", "messages"]]),
-        ({**HELLO, "messages": {"role": "user"}}, [["body", "messages"]]),
-        ({**HELLO, "messages": ["Hello!"]}, [["body", "messages", "role"]]),
-        ({**HELLO, "messages": [{"content": "Hello!"}]}, [["body", "messages", "role"]]),
-        ({**HELLO, "messages": [{"role": 5}]}, [["body", "messages", "role"]]),
-        ({**HELLO, "max_completion_tokens": 5}, [["body", "max_completion_tokens"]]),
-        ({**HELLO, "store": True, "a": 1}, [["body", "store"], ["body", "a"]]),
-    ],
-    ids=str,
-)
-def test_wrong_fields_are_a_422_that_names_them(
-    fair: MockServer, request_body: Any, fields: list[list[str]]
-) -> None:
-    reply = ask(fair, request_body)
-    assert reply.status == 422
-    complaints = reply.body["message"]["detail"]
-    assert [complaint["loc"] for complaint in complaints] == fields
-    assert all(complaint["msg"] and complaint["type"] for complaint in complaints)
-
-
-def test_an_unknown_model_is_a_404(fair: MockServer) -> None:
-    reply = ask(fair, {**HELLO, "model": "invalid-model-name"})
-    assert (reply.status, reply.body["message"]) == (404, "Model not found")
-
-
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "/"), ("GET", CHAT), ("POST", "/v1/models"), ("POST", "/v1"), ("GET", "/v1/models/"),
-     ("POST", "/chat/completions"), ("POST", "/v1/embeddings"), ("GET", "/v1/../v1/models")],
-)  # fmt: skip
-def test_a_wrong_path_is_a_404(fair: MockServer, method: str, path: str) -> None:
-    reply = ask(fair, method=method, path=path)
-    assert reply.status == 404
-    assert "POST /v1/chat/completions and GET /v1/models only" in reply.body["detail"]
-
-
-def test_a_query_changes_nothing(fair: MockServer) -> None:
-    assert ask(fair, path=CHAT + "?a=b").status == 200
-
-
-@pytest.mark.parametrize("depth", [100, 400, 900, 20_000])
-def test_nesting_of_any_depth_gets_an_answer(
-    fair: MockServer, depth: int, capfd: pytest.CaptureFixture[str]
-) -> None:
-    body = HELLO_BODY.replace(b'"Hello!"', b"[" * depth + b"]" * depth)
-    assert ask(fair, body).status in (200, 400)
-    body = HELLO_BODY.replace(b'"Hello!"', b'{"a":' * depth + b"1" + b"}" * depth)
-    assert ask(fair, body).status in (200, 400)
-    assert capfd.readouterr() == ("", "")
-
-
-# Bounds and bad manners
-
-
-@pytest.mark.parametrize(
-    ("head", "status"),
-    [
-        (b"", 411),
-        (b"Transfer-Encoding: chunked\r\n", 411),
-        (b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", 411),
-        (b"Content-Length: many\r\n", 400),
-        (b"Content-Length: -1\r\n", 400),
-        (b"Content-Length: +5\r\n", 400),
-        (b"Content-Length: 1_000\r\n", 400),
-        (b"Content-Length: 5, 5\r\n", 400),
-        (b"Content-Length: " + b"9" * 5000 + b"\r\n", 400),
-        (b"Content-Length: 1048577\r\n", 413),
-        (b"Content-Length: 999999999999\r\n", 413),
-        (b"X: " + b"x" * 70_000 + b"\r\n", 431),
-        (b"X: x\r\n" * 200, 431),
-    ],
-    ids=lambda value: ascii(value)[:50],
-)
-def test_a_request_that_it_will_not_read_is_refused_and_the_connection_closed(
-    fair: MockServer, head: bytes, status: int
-) -> None:
-    answer = exchange(fair, HEAD + head + b"\r\n", hang_up=False)
-    assert answer.startswith(b"HTTP/1.1 %d " % status)
-    assert b"\r\nConnection: close\r\n" in answer
-    assert isinstance(json.loads(answer.partition(b"\r\n\r\n")[2]), dict)
-
-
-def test_a_refusal_for_bad_http_does_not_speak_of_the_prompt(fair: MockServer) -> None:
-    answer = exchange(fair, HEAD + b"Content-Length: many\r\n\r\n", hang_up=False)
-    assert b"prompt" not in answer
-
-
-def test_a_body_of_just_the_bound_is_read(fair: MockServer) -> None:
-    assert ask(fair, HELLO_BODY.ljust(http_server.MAX_BODY_BYTES)).status == 200
-
-
-@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "BREW"])
-def test_other_methods_are_refused(fair: MockServer, method: str) -> None:
-    reply = ask(fair, method=method)
-    assert (reply.status, reply.body) == (501, {"detail": "Not Implemented"})
+    def test_query_is_ignored(self, server: MockServer) -> None:
+        assert request(server, path=CHAT + "?a=b").status == 200
 
 
 def tls_hello() -> bytes:
-    """The first bytes of somebody who came with https."""
+    """Return the first bytes of a client that speaks https."""
     outgoing = ssl.MemoryBIO()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(
         ssl.MemoryBIO(), outgoing, server_hostname="localhost"
@@ -557,419 +559,333 @@ def tls_hello() -> bytes:
     return outgoing.read()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\r\n" * 10,
-        b"\0" * 100_000,
-        b"\xff\xfe garbage \x1b[31m\r\n\r\n",
-        bytes(range(256)) * 10,
-        b"GET\r\n\r\n",
-        b"GET /v1/models\r\n\r\n",
-        b"GET /v1/models HTTP/9.9\r\n\r\n",
-        b"GET /v1/models FTP/1.0\r\n\r\n",
-        b"GET " + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nno colon\r\n: no name\r\n\xff: \xff\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        tls_hello(),
-        HEAD[:20],
-        HEAD,
-        REQUEST[:-5],
-        REQUEST + b"\r\n\r\ngarbage",
-    ],
-    ids=lambda data: ascii(data)[:40],
-)
-def test_garbage_and_half_a_request_end_quietly_and_the_next_one_is_served(
-    fair: MockServer, data: bytes, capfd: pytest.CaptureFixture[str]
-) -> None:
-    exchange(fair, data)
-    assert ask(fair).status == 200
-    assert capfd.readouterr() == ("", "")
+REJECTED_HEADERS: list[tuple[bytes, int]] = [
+    (b"", 411),
+    (b"Transfer-Encoding: chunked\r\n", 411),
+    (b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", 411),
+    (b"Content-Length: many\r\n", 400),
+    (b"Content-Length: -1\r\n", 400),
+    (b"Content-Length: +5\r\n", 400),
+    (b"Content-Length: 1_000\r\n", 400),
+    (b"Content-Length: 5, 5\r\n", 400),
+    (b"Content-Length: " + b"9" * 5000 + b"\r\n", 400),
+    (b"Content-Length: 1048577\r\n", 413),
+    (b"Content-Length: 999999999999\r\n", 413),
+    (b"X: " + b"x" * 70_000 + b"\r\n", 431),
+    (b"X: x\r\n" * 200, 431),
+]
+GARBAGE = [
+    b"",
+    b"\r\n" * 10,
+    b"\0" * 100_000,
+    b"\xff\xfe garbage \x1b[31m\r\n\r\n",
+    bytes(range(256)) * 10,
+    b"GET\r\n\r\n",
+    b"GET /v1/models\r\n\r\n",
+    b"GET /v1/models HTTP/9.9\r\n\r\n",
+    b"GET /v1/models FTP/1.0\r\n\r\n",
+    b"GET " + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nno colon\r\n: no name\r\n\xff: \xff\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    tls_hello(),
+    REQUEST + b"\r\n\r\ngarbage",
+]
+INCOMPLETE = [HEAD[:20], HEAD, REQUEST[:-5]]
 
 
-@pytest.mark.parametrize("data", [b"", HEAD[:20], HEAD, REQUEST[:-5]], ids=range(4))
-def test_a_sender_who_falls_silent_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, data: bytes, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(http_server._Handler, "timeout", 0.05)
-    with MockServer() as server:
-        assert exchange(server, data, hang_up=False) == b""
-        assert server.log == []
-    assert capfd.readouterr() == ("", "")
+class TestBadRequests:
+    """Requests are bounded, and bad ones neither stop the server nor print anything."""
+
+    @pytest.fixture(autouse=True)
+    def prints_nothing(self, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+        yield
+        assert capfd.readouterr() == ("", "")
+
+    def test_bad_headers_are_rejected_and_the_connection_is_closed(
+        self, server: MockServer
+    ) -> None:
+        for headers, status in REJECTED_HEADERS:
+            received = send_bytes(server, HEAD + headers + b"\r\n")
+            assert received.startswith(b"HTTP/1.1 %d " % status), headers[:50]
+            assert b"\r\nConnection: close\r\n" in received
+            assert isinstance(json.loads(received.partition(b"\r\n\r\n")[2]), dict)
+            assert b"prompt" not in received  # it is not the API's 400, which is about the prompt
+
+    def test_body_is_read_up_to_the_bound(self, server: MockServer) -> None:
+        assert request(server, HELLO_BODY.ljust(http_server.MAX_BODY_BYTES)).status == 200
+
+    def test_deep_nesting_gets_a_response(self, server: MockServer) -> None:
+        for depth in (100, 400, 900, 20_000):
+            for left, right in ((b"[", b"]"), (b'{"a":', b"}")):
+                nested = left * depth + b"1" + right * depth
+                body = HELLO_BODY.replace(b'"Hello!"', nested)
+                assert request(server, body).status in (200, 400)
+
+    def test_other_methods_are_a_501(self, server: MockServer) -> None:
+        for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "BREW"):
+            reply = request(server, method=method)
+            assert (reply.status, reply.json) == (501, {"detail": "Not Implemented"})
+
+    def test_garbage_does_not_stop_the_server(self, server: MockServer) -> None:
+        for data in (*GARBAGE, *INCOMPLETE):
+            send_bytes(server, data, more_may_follow=False)
+            assert request(server).status == 200
+
+    def test_silent_sender_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert http_server._Handler.timeout == http_server.READ_TIMEOUT == 10.0
+        monkeypatch.setattr(http_server._Handler, "timeout", 0.05)
+        with MockServer() as server:
+            for data in (b"", *INCOMPLETE):
+                assert send_bytes(server, data) == b""
+            assert server.log == []
+
+    def test_client_that_leaves_during_a_large_response_frees_its_thread(self) -> None:
+        """The response is larger than both ends' buffers, so sending it must fail."""
+        message = {"role": "user", "content": "x" * 1_000_000}
+        body = json.dumps({**HELLO, "messages": [message]}).encode()
+        with MockServer() as server:
+            threads = set(threading.enumerate())
+            for _ in range(3):
+                with connect(server) as connection:
+                    connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                    connection.recv(1)
+            wait_until(lambda: set(threading.enumerate()) <= threads)
 
 
-def test_there_is_a_bound_on_silence() -> None:
-    assert http_server._Handler.timeout == http_server.READ_TIMEOUT == 10.0
+class TestConnections:
+    def test_connection_is_kept_open(self, server: MockServer) -> None:
+        requests = [("POST", CHAT, HELLO_BODY), ("GET", "/v1/models", None), ("POST", CHAT, b"no")]
+        with contextlib.closing(http.client.HTTPConnection(*address(server), timeout=10)) as client:
+            client.connect()
+            opened = client.sock
+            for method, path, body in [*requests, *requests]:
+                client.request(method, path, body, {"Authorization": f"Bearer {KEY}"})
+                response = client.getresponse()
+                response.read()
+                assert response.headers["Connection"] is None
+                assert client.sock is opened
 
+    def test_connection_is_closed_on_request_and_for_http_1_0(self, server: MockServer) -> None:
+        for data in (
+            b"GET /v1/models HTTP/1.1\r\nConnection: close\r\n\r\n",
+            b"GET /v1/models HTTP/1.1\r\nConnection: Close\r\n\r\n",
+            b"GET /v1/models HTTP/1.0\r\n\r\n",
+            b"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}",
+        ):
+            received = send_bytes(server, data)
+            assert received.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
+            assert b"\r\nConnection: close\r\n" in received
 
-def test_a_client_that_hangs_up_half_way_through_a_big_answer_is_no_news(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    """The answer is larger than what the two ends' buffers hold, so sending it must fail."""
-    words = "x" * 1_000_000
-    body = json.dumps({**HELLO, "messages": [{"role": "user", "content": words}]}).encode()
-    request = HEAD + b"Content-Length: %d\r\n\r\n" % len(body)
-    with MockServer() as server:
-        threads = set(threading.enumerate())
-        for _ in range(3):
-            with socket.create_connection(address(server), timeout=10) as connection:
-                connection.sendall(request + body)
-                connection.recv(1)
-        wait_until(lambda: set(threading.enumerate()) <= threads)
-    assert capfd.readouterr() == ("", "")
-
-
-# Connections
-
-
-def test_one_connection_serves_request_after_request(fair: MockServer) -> None:
-    with contextlib.closing(http.client.HTTPConnection(*address(fair), timeout=10)) as connection:
-        headers = {"Authorization": f"Bearer {KEY}"}
-        for method, path, body in [
-            ("POST", CHAT, HELLO_BODY),
-            ("GET", "/v1/models", None),
-            ("POST", CHAT, b"no json"),
-            ("POST", CHAT, HELLO_BODY),
-        ]:
-            connection.request(method, path, body, headers)
-            opened = connection.sock
-            response = connection.getresponse()
-            response.read()
-            assert response.headers["Connection"] is None
-            assert connection.sock is opened
-
-
-@pytest.mark.parametrize(
-    "request_bytes",
-    [
-        b"GET /v1/models HTTP/1.1\r\nConnection: close\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nConnection: Close\r\n\r\n",
-        b"GET /v1/models HTTP/1.0\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}",
-    ],
-)
-def test_a_connection_is_closed_for_who_asks_or_speaks_http_1_0(
-    fair: MockServer, request_bytes: bytes
-) -> None:
-    answer = exchange(fair, request_bytes, hang_up=False)
-    assert answer.startswith(b"HTTP/1.1 401 Unauthorized\r\n")
-
-
-def test_it_listens_on_loopback_only() -> None:
-    with MockServer() as server:
+    def test_it_listens_on_loopback_only(self, server: MockServer) -> None:
         assert server.url.startswith("http://127.0.0.1:")
         assert server._server.socket.getsockname()[0] == "127.0.0.1"
 
-
-def test_two_servers_take_two_free_ports_and_a_taken_one_is_an_error(fair: MockServer) -> None:
-    with MockServer() as other:
-        assert other.url != fair.url
-        with pytest.raises(OSError, match=r".") as caught:
-            MockServer(port=address(other)[1])
-        assert caught.value.errno
-
-
-# The log
+    def test_a_free_port_is_taken_and_a_taken_one_is_an_error(self, server: MockServer) -> None:
+        with MockServer() as other:
+            assert other.url != server.url
+            with pytest.raises(OSError, match=r".") as caught:
+                MockServer(port=address(other)[1])
+            assert caught.value.errno
 
 
-def test_the_log_tells_each_request_in_the_order_of_arrival() -> None:
-    with MockServer("503,timeout,drop,badjson,slow:0.01,cut,html:502") as server:
-        ask(server)
-        with request_under_way(server):
-            pass
-        exchange(server, REQUEST, hang_up=False)
-        ask(server)
-        ask(server)
-        exchange(server, REQUEST, hang_up=False)
-        ask(server, path=CHAT + f"?key={KEY}")
-        ask(server, method="GET", path="/v1/models")
-        ask(server, method="GET", path="/else", authorization=None)
-        log = server.log
-    assert [(entry.method, entry.path, entry.outcome) for entry in log] == [
-        ("POST", CHAT, "503"),
-        ("POST", CHAT, "timeout"),
-        ("POST", CHAT, "drop"),
-        ("POST", CHAT, "200 (badjson)"),
-        ("POST", CHAT, "200 (slow)"),
-        ("POST", CHAT, "200 (cut)"),
-        ("POST", CHAT, "502 (html)"),
-        ("GET", "/v1/models", "200"),
-        ("GET", "/else", "401"),
-    ]
-    arrivals = [entry.arrived for entry in log]
-    assert arrivals == sorted(arrivals)
+class TestLog:
+    def test_one_entry_per_request_in_the_order_of_arrival(self) -> None:
+        with MockServer("503,timeout,drop,badjson,slow:0.01,cut,html:502") as server:
+            request(server)
+            with request_in_progress(server):
+                assert server.log[-1].duration is None
+            for _ in range(4):
+                send_bytes(server, REQUEST, more_may_follow=False)
+            request(server, path=CHAT + f"?key={KEY}")
+            request(server, method="GET", path="/v1/models")
+            request(server, method="GET", path="/else", authorization=None)
+            log = server.log
+        assert [(entry.method, entry.path, entry.outcome) for entry in log] == [
+            ("POST", CHAT, "503"),
+            ("POST", CHAT, "timeout"),
+            ("POST", CHAT, "drop"),
+            ("POST", CHAT, "200 (badjson)"),
+            ("POST", CHAT, "200 (slow)"),
+            ("POST", CHAT, "200 (cut)"),
+            ("POST", CHAT, "502 (html)"),
+            ("GET", "/v1/models", "200"),
+            ("GET", "/else", "401"),
+        ]
+        assert [entry.arrived for entry in log] == sorted(entry.arrived for entry in log)
 
+    def test_order_holds_under_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first response takes longest to compute, and still comes first."""
+        compute, delays = api.respond, iter([0.03, 0.0, 0.02])
 
-def test_the_log_is_in_order_when_many_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first answer takes longest to work out, and still comes first."""
-    work_out, delays = api.respond, iter([0.03, 0.0, 0.02])
+        def compute_slowly(method: str, path: str, key: str, body: bytes) -> api.Response:
+            time.sleep(next(delays, 0.0))
+            return compute(method, path, key, body)
 
-    def slowly(method: str, path: str, key: str, body: bytes) -> api.Response:
-        time.sleep(next(delays, 0.0))
-        return work_out(method, path, key, body)
+        monkeypatch.setattr(api, "respond", compute_slowly)
+        with MockServer("503,ok,429,ok", requests_per_minute=7) as server:
+            received = run_in_threads(12, lambda: str(request(server).status))
+            log = server.log
+        assert Counter(entry.outcome for entry in log) == Counter(received)
+        assert [entry.outcome for entry in log] == ["503", "200", "429", *["200"] * 6, *["429"] * 3]
+        assert [entry.arrived for entry in log] == sorted(entry.arrived for entry in log)
 
-    monkeypatch.setattr(api, "respond", slowly)
-    with MockServer("503,ok,429,ok", requests_per_minute=7) as server:
-        statuses = run_in_threads(12, lambda: str(ask(server).status))
-        log = server.log
-    assert Counter(entry.outcome for entry in log) == Counter(statuses)
-    assert [entry.outcome for entry in log] == ["503", "200", "429", *["200"] * 6, *["429"] * 3]
-    assert [entry.arrived for entry in log] == sorted(entry.arrived for entry in log)
-
-
-def test_the_log_handed_out_is_the_callers_own() -> None:
-    with MockServer() as server:
-        ask(server)
-        server.log.clear()
-        assert len(server.log) == 1
-
-
-def test_the_log_keeps_the_latest_requests_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mock_server, "MAX_LOG_ENTRIES", 3)
-    with MockServer("400,401,402,403,404") as server:
-        for _ in range(5):
-            ask(server)
-        assert [entry.outcome for entry in server.log] == ["402", "403", "404"]
-
-
-def test_a_path_in_the_log_is_short_and_printable() -> None:
-    with MockServer() as server:
-        exchange(server, b"GET /\x1b[31m\xff" + b"x" * 500 + b" HTTP/1.1\r\n\r\n")
-        (entry,) = server.log
-    assert entry.path == "/?[31m?" + "x" * 93
-
-
-def test_no_secret_of_a_request_is_printed_or_logged(
-    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    secret = KEY.encode()
-    with (
-        caplog.at_level(logging.DEBUG),
-        MockServer("503,drop,html:502,badjson,cut,slow:0.01") as server,
-    ):
-        for _ in range(8):
-            exchange(server, REQUEST)
-        for data in (
-            b"GET /v1/models?key=%s HTTP/1.1\r\nAuthorization: Bearer %s\r\n\r\n",
-            b"BREW /%s HTTP/1.1\r\nAuthorization: Bearer %s\r\n\r\n",
-            b"GET / HTTP/9.%s\r\nAuthorization: %s\r\n\r\n",
-            b"%s%s\r\n\r\n",
-            b"POST / HTTP/1.1\r\nAuthorization: Bearer %s\r\nContent-Length: %s\r\n\r\n",
-        ):
-            assert secret not in exchange(server, data % (secret, secret))
-        said = repr(server.log) + "".join(capfd.readouterr()) + caplog.text
-    assert "POST /v1/chat/completions -> 503" in said
-    assert KEY not in said
-
-
-# The end
-
-
-@pytest.mark.parametrize(
-    ("faults", "data"),
-    [
-        ("", b""),
-        ("", HEAD[:20]),
-        ("", REQUEST[:-5]),
-        ("", REQUEST),
-        ("timeout", REQUEST),
-        ("slow:60", REQUEST),
-        ("drop", REQUEST),
-        ("cut", REQUEST),
-    ],
-    ids=["connected", "half a head", "half a body", "kept alive", "timeout", "slow", "drop", "cut"],
-)
-def test_the_end_leaves_no_thread_and_no_port(faults: str, data: bytes) -> None:
-    threads = set(threading.enumerate())
-    with contextlib.ExitStack() as clients:
-        with MockServer(faults) as server:
-            connection = clients.enter_context(socket.create_connection(address(server), 10))
-            connection.sendall(data)
-            wait_until(lambda: server.log or data != REQUEST)
-            began = time.monotonic()
-        assert time.monotonic() - began < 5, "it waited for the client"
-        assert set(threading.enumerate()) <= threads
-        everything_from(connection)  # ends, as the server hung up
-
-
-def test_an_exception_ends_the_server_too() -> None:
-    threads = set(threading.enumerate())
-    server = MockServer("timeout")
-    with contextlib.suppress(KeyboardInterrupt), server, request_under_way(server):
-        raise KeyboardInterrupt
-    assert set(threading.enumerate()) <= threads
-    with pytest.raises(OSError, match=r"."):  # refused; on Windows, after some seconds
-        socket.create_connection(address(server), timeout=0.5)
-    with MockServer(port=address(server)[1]) as again:
-        assert again.url == server.url
-        assert ask(again).status == 200
-
-
-def test_a_connection_that_is_taken_while_the_server_stops_is_let_go(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    taken, opened = threading.Event(), http_server.HTTPServer.opened
-
-    def opened_late(self: http_server.HTTPServer, connection: socket.socket) -> None:
-        taken.set()
-        wait_until(lambda: self._stopping)
-        opened(self, connection)
-
-    monkeypatch.setattr(http_server.HTTPServer, "opened", opened_late)
-    with contextlib.ExitStack() as clients:
+    def test_log_is_a_copy(self) -> None:
         with MockServer() as server:
-            clients.enter_context(socket.create_connection(address(server), 10))
-            assert taken.wait(10)
-            began = time.monotonic()
-        assert time.monotonic() - began < 5, "it waited for the client"
+            request(server)
+            server.log.clear()
+            assert len(server.log) == 1
+
+    def test_log_keeps_the_latest_requests(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mock_server, "MAX_LOG_ENTRIES", 3)
+        with MockServer("400,401,402,403,404") as server:
+            statuses(server, 5)
+            assert [entry.outcome for entry in server.log] == ["402", "403", "404"]
+
+    def test_path_is_short_and_printable(self) -> None:
+        with MockServer() as server:
+            send_bytes(server, b"GET /\x1b[31m\xff" + b"x" * 500 + b" HTTP/1.0\r\n\r\n")
+            (entry,) = server.log
+        assert entry.path == "/?[31m?" + "x" * 93
+
+    def test_no_secret_is_printed_or_logged(
+        self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        secret = KEY.encode()
+        caplog.set_level(logging.DEBUG)
+        with MockServer("503,drop,html:502,badjson,cut,slow:0.01") as server:
+            for _ in range(8):
+                send_bytes(server, REQUEST, more_may_follow=False)
+            for data in (
+                b"GET /v1/models?key=%s HTTP/1.1\r\nAuthorization: Bearer %s\r\n\r\n",
+                b"BREW /%s HTTP/1.1\r\nAuthorization: Bearer %s\r\n\r\n",
+                b"GET / HTTP/9.%s\r\nAuthorization: %s\r\n\r\n",
+                b"%s%s\r\n\r\n",
+                b"POST / HTTP/1.1\r\nAuthorization: Bearer %s\r\nContent-Length: %s\r\n\r\n",
+            ):
+                assert secret not in send_bytes(
+                    server, data % (secret, secret), more_may_follow=False
+                )
+            printed = repr(server.log) + "".join(capfd.readouterr()) + caplog.text
+        assert "POST /v1/chat/completions -> 503" in printed
+        assert KEY not in printed
 
 
-def test_many_clients_at_the_end_are_all_let_go() -> None:
-    threads = set(threading.enumerate())
-    with contextlib.ExitStack() as clients:
-        with MockServer("timeout*5,slow:60*5") as server:
-            for _ in range(20):
-                connection = clients.enter_context(socket.create_connection(address(server), 10))
-                connection.sendall(REQUEST)
+class TestShutdown:
+    """Leaving the context closes the port and every connection, and ends every thread."""
+
+    @pytest.fixture(autouse=True)
+    def leaves_no_thread(self, server: MockServer) -> Iterator[None]:
+        threads = set(threading.enumerate())
+        yield
         assert set(threading.enumerate()) <= threads
 
+    @pytest.mark.parametrize(
+        ("faults", "data"),
+        [
+            pytest.param("", b"", id="connected"),
+            pytest.param("", HEAD[:20], id="half the headers"),
+            pytest.param("", REQUEST[:-5], id="half the body"),
+            pytest.param("", REQUEST, id="kept alive"),
+            pytest.param("timeout", REQUEST, id="timeout"),
+            pytest.param("slow:60", REQUEST, id="slow"),
+            pytest.param("drip:60", REQUEST, id="drip"),
+        ],
+    )
+    def test_open_connections_are_closed(self, faults: str, data: bytes) -> None:
+        with contextlib.ExitStack() as clients:
+            with MockServer(faults) as server:
+                connection = clients.enter_context(connect(server))
+                connection.sendall(data)
+                wait_until(lambda: server.log or data != REQUEST)
+                started_at = time.monotonic()
+            assert time.monotonic() - started_at < 5, "it waited for the client"
+            read_all(connection)  # returns because the server closed the connection
 
-@pytest.mark.parametrize("fault", ["timeout", "slow:60"])
-def test_a_client_that_hangs_up_while_it_waits_frees_its_thread(fault: str) -> None:
-    with MockServer(fault) as server:
-        threads = set(threading.enumerate())
-        with request_under_way(server):
-            assert len(set(threading.enumerate()) - threads) == 1
-        wait_until(lambda: set(threading.enumerate()) <= threads)
-        assert not server._server._connections
+    def test_many_connections_are_closed(self) -> None:
+        with contextlib.ExitStack() as clients, MockServer("timeout*5,slow:60*5") as server:
+            for _ in range(20):
+                clients.enter_context(connect(server)).sendall(REQUEST)
+
+    def test_an_exception_ends_the_server_and_frees_its_port(self) -> None:
+        server = MockServer("timeout")
+        with contextlib.suppress(KeyboardInterrupt), server, request_in_progress(server):
+            raise KeyboardInterrupt
+        with pytest.raises(OSError, match=r"."):  # refused; on Windows, after some seconds
+            socket.create_connection(address(server), timeout=0.5)
+        with MockServer(port=address(server)[1]) as again:
+            assert again.url == server.url
+            assert request(again).status == 200
+
+    def test_a_connection_that_opens_during_the_shutdown_is_closed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        accepted, opened = threading.Event(), http_server.HTTPServer.opened
+
+        def opened_late(self: http_server.HTTPServer, connection: socket.socket) -> None:
+            accepted.set()
+            wait_until(lambda: self._stopping)
+            opened(self, connection)
+
+        monkeypatch.setattr(http_server.HTTPServer, "opened", opened_late)
+        with contextlib.ExitStack() as clients:
+            with MockServer() as server:
+                clients.enter_context(connect(server))
+                assert accepted.wait(10)
+                started_at = time.monotonic()
+            assert time.monotonic() - started_at < 5, "it waited for the client"
+
+    @pytest.mark.parametrize("fault", ["timeout", "slow:60", "drip:60"])
+    def test_a_client_that_disconnects_frees_its_thread(self, fault: str) -> None:
+        with MockServer(fault) as server:
+            threads = set(threading.enumerate())
+            with request_in_progress(server):
+                assert len(set(threading.enumerate()) - threads) == 1
+            wait_until(lambda: set(threading.enumerate()) <= threads)
+            assert not server._server._connections
 
 
-# The command
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--faults", "nonsense"], "'nonsense'"),
-        (["--faults", "503,"], "unknown fault ''"),
-        (["--tpm", "-5"], "--tpm must be an integer >= 1, got -5"),
-        (["--seed", "x"], "--seed"),
-        (["--rpm", "0"], "--rpm must be an integer >= 1, got 0"),
-        (["--rpm", "many"], "--rpm"),
-        (["--port", "70000"], "--port must be an integer from 0 to 65535"),
-        (["--port", "-1"], "--port must be an integer from 0 to 65535"),
-        (["--port", "http"], "--port"),
-        (["--fault", "503"], "--fault"),
-        (["503"], "503"),
-    ],
-)
-def test_a_wrong_argument_is_said_in_one_sentence(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    said: str,
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["mock_server", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        command.main()
-    out, err = capsys.readouterr()
-    assert (caught.value.code, out) == (2, "")
-    assert said in err.splitlines()[-1]
-
-
-def test_a_taken_port_is_said_in_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fair: MockServer
-) -> None:
-    port = address(fair)[1]
-    monkeypatch.setattr(sys, "argv", ["mock_server", "--port", str(port)])
-    assert command.main() == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"Can't listen on port {port} (")
-    assert err.count("\n") == 1
-
-
-class TestFaultsByChance:
-    """A word with @ hits a share of all requests that follow; a seed decides which."""
+class TestCommand:
+    """``python -m lib.mock_server``; test_command_line.py runs it in a process."""
 
     @staticmethod
-    def drawn(script: str, seed: int, count: int = 1000) -> list[str]:
-        faults = parse_faults(script, seed)
-        return [next(faults).kind for _ in range(count)]
+    def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["mock_server", *arguments])
+        try:
+            return command.main()
+        except SystemExit as error:
+            return int(error.code or 0)
 
-    def test_the_same_seed_hits_the_same_requests(self) -> None:
-        assert self.drawn("503@20%", 1) == self.drawn("503@20%", 1)
-        assert self.drawn("503@20%", 1) != self.drawn("503@20%", 2)
+    def test_wrong_argument_is_one_sentence_and_exit_2(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for arguments, message in {
+            ("--faults", "nonsense"): "unknown fault 'nonsense': use ok, ",
+            ("--faults", "503,"): "unknown fault ''",
+            ("--tpm", "-5"): "--tpm must be an integer >= 1, got -5",
+            ("--rpm", "0"): "--rpm must be an integer >= 1, got 0",
+            ("--rpm", "many"): "--rpm",
+            ("--seed", "x"): "--seed",
+            ("--port", "65536"): "--port must be an integer from 0 to 65535",
+            ("--port", "-1"): "--port must be an integer from 0 to 65535",
+            ("--port", "http"): "--port",
+            ("--fault", "503"): "--fault",
+            ("503",): "503",
+        }.items():
+            code = self.run(monkeypatch, *arguments)
+            out, err = capsys.readouterr()
+            assert (code, out) == (2, "")
+            assert message in err.splitlines()[-1]
 
-    def test_the_share_is_as_asked_and_several_words_share_the_requests(self) -> None:
-        kinds = Counter(self.drawn("ok*10,503@20%,drop@5%", 3, 4010)[10:])
-        assert 700 < kinds["status"] < 900
-        assert 140 < kinds["drop"] < 260
-        assert set(kinds) == {"ok", "status", "drop"}
-
-    @pytest.mark.parametrize(
-        ("script", "message"),
-        [
-            ("503@20", "a share is a percentage up to 100, such as 503@20%"),
-            ("503@101%", "a share is a percentage up to 100"),
-            ("503@20%,ok", "words with @ come last"),
-            ("503@60%,drop@50%", "add up to more than 100 %"),
-            ("rain@20%", "unknown fault 'rain@20%'"),
-        ],
-    )
-    def test_a_mistake_is_explained(self, script: str, message: str) -> None:
-        with pytest.raises(ValueError, match=re.escape(message)):
-            parse_faults(script)
-
-
-class TestDiagnosis:
-    @pytest.mark.parametrize(
-        ("script", "message"),
-        [
-            ("503 503", "'503 503': separate words with commas"),
-            ("429x3", "did you mean 429*3?"),
-            ("Timeout", "did you mean timeout?"),
-            ("slow", "slow needs seconds, up to a day: slow:1.5"),
-            ("html", "html needs a status from 400 to 599: html:502"),
-            ("ok:2", "ok takes no number"),
-            ("200", "a status is a number from 400 to 599"),
-        ],
-    )
-    def test_a_mistake_is_explained(self, script: str, message: str) -> None:
-        with pytest.raises(ValueError, match=re.escape(message)):
-            parse_faults(script)
-
-    def test_the_quotes_that_cmd_exe_passes_on_are_dropped(self) -> None:
-        assert next(parse_faults("'503*'")).status == 503
-
-
-class TestTokensPerMinute:
-    def test_the_window_debits_what_was_used_and_says_what_is_left(self) -> None:
-        with MockServer(tokens_per_minute=20) as server:
-            replies = [ask(server) for _ in range(3)]
-        assert [reply.status for reply in replies] == [200, 200, 429]
-        name = "x-ratelimit-remaining-tokens-minute"
-        assert [reply.headers[name] for reply in replies] == ["12", "4", "4"]
-        assert int(replies[2].headers["Retry-After"]) == 60
-
-    def test_models_are_not_limited_and_tell_no_limits(self) -> None:
-        with MockServer(tokens_per_minute=1, requests_per_minute=1) as server:
-            for _ in range(3):
-                reply = ask(server, method="GET", path="/v1/models")
-                assert reply.status == 200
-                assert not [name for name in reply.headers if "ratelimit" in name]
-
-
-def test_noquota_is_a_429_with_a_limit_of_zero() -> None:
-    with MockServer("noquota") as server:
-        reply = ask(server)
-    assert (reply.status, reply.headers["x-ratelimit-limit-req-minute"]) == (429, "0")
-
-
-def test_drip_sends_the_body_byte_by_byte() -> None:
-    with MockServer("drip:0.001") as server:
-        started_at = time.monotonic()
-        assert ask(server).status == 200
-        assert time.monotonic() - started_at > 0.1
-    assert (server.log[0].duration or 0) > 0.1
+    def test_taken_port_is_one_sentence_and_exit_1(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        server: MockServer,
+    ) -> None:
+        port = address(server)[1]
+        assert self.run(monkeypatch, "--port", str(port)) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(f"Can't listen on port {port} (")
+        assert err.endswith("); choose another with --port.\n")
+        assert err.count("\n") == 1

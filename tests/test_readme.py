@@ -1,4 +1,4 @@
-"""What the READMEs say is true: tables, transcripts, snippets, links, commands."""
+"""The pages are true: tables, transcripts, snippets, links, commands, settings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import responses
 
-from conftest import FakeClock
+from conftest import RunScript
+from examples import timeline
 from lib.errors import ERROR_TABLE, ErrorInfo
-from support import CHAT_URL, EXPECTED, ROOT, SCRIPTS, completion, run_in_process
+from lib.mock_server import faults
+from support import CHAT_URL, EXPECTED, MODELS_URL, ROOT, SCRIPTS, SETTINGS, completion
 
 PAGES = {
     name: (ROOT / name).read_text("utf-8")
@@ -28,7 +30,7 @@ README = PAGES["README.md"]
 
 
 def fenced(page: str, language: str) -> list[str]:
-    """The blocks of a language, without the indent of a list that they stand in."""
+    """Return the code blocks of a language; those in a list without its indent."""
     blocks = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
     return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in blocks]
 
@@ -39,7 +41,7 @@ def table_row(row: ErrorInfo) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def test_the_error_table_is_the_one_in_the_code() -> None:
+def test_error_table_is_the_one_in_the_code() -> None:
     header = "| status | error | meaning | retry? | what to do |\n|---|---|---|---|---|\n"
     table = PAGES["examples/troubleshooting.md"].partition(header)[2].partition("\n\n")[0]
     assert [re.sub(r"\| +\|", "|  |", line) for line in table.splitlines()] == [
@@ -47,44 +49,44 @@ def test_the_error_table_is_the_one_in_the_code() -> None:
     ]
 
 
-def test_every_console_line_shown_is_one_that_a_test_asserts() -> None:
-    transcripts = [path.read_text("utf-8") for path in EXPECTED.rglob("*.txt")]
+def test_every_console_block_is_part_of_a_transcript_or_the_timeline() -> None:
+    shown = [path.read_text("utf-8") for path in EXPECTED.rglob("*.txt")]
+    shown.append(timeline.__doc__ or "")  # test_timeline.py draws it
     blocks = fenced(README, "text")
     assert blocks
-    for block in blocks[:-1]:  # the last one is the timeline: see test_timeline.py
-        assert any(block in transcript for transcript in transcripts), block
+    for block in blocks:
+        assert any(block in text for text in shown)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_link_leads_to_a_file_or_a_heading(page: str) -> None:
-    folder = (ROOT / page).parent
-    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
-        path, _, heading = target.partition("#")
-        if target.startswith("https://"):
-            continue
-        linked = folder / path if path else ROOT / page
-        assert linked.exists(), target
-        if heading:
-            headings = re.findall(r"^#+ (.*)$", linked.read_text("utf-8"), re.MULTILINE)
-            anchors = [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings]
-            assert heading in anchors, target
+def test_every_link_leads_to_a_file_or_a_heading() -> None:
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            path, _, heading = target.partition("#")
+            if target.startswith("https://"):
+                continue
+            linked = (ROOT / page).parent / path if path else ROOT / page
+            assert linked.exists(), f"{page}: {target}"
+            if heading:
+                found = re.findall(r"^#+ (.*)$", linked.read_text("utf-8"), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in found]
+                assert heading in anchors, f"{page}: {target}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_make_target_and_script_named_exists(page: str) -> None:
+def test_every_make_target_and_script_exists() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    targets = [
+    targets = {
         *re.findall(r"^([a-z-]+):", makefile, re.MULTILINE),
-        *(f"run-0{n}" for n in range(1, 7)),
+        *(f"run-0{number}" for number in range(1, 7)),
         *(f"run-{path.stem.replace('_', '-')}" for path in (ROOT / "examples").glob("*.py")),
-    ]
-    for target in re.findall(r"(?:`|^)make ([a-z][\w-]*)", PAGES[page], re.MULTILINE):
-        assert target in targets
-    for script in re.findall(r"python (examples/[\w/]+\.py)", PAGES[page]):
-        assert (ROOT / script).is_file(), script
+    }
+    for page, text in PAGES.items():
+        assert set(re.findall(r"(?:`|^)make ([a-z][\w-]*)", text, re.MULTILINE)) <= targets, page
+        for script in re.findall(r"python (examples/[\w/]+\.py)", text):
+            assert (ROOT / script).is_file(), f"{page}: {script}"
 
 
 @pytest.mark.parametrize("page", ["README.md", "lib/README.md", "examples/troubleshooting.md"])
+@pytest.mark.usefixtures("clock")
 def test_every_python_snippet_runs(
     page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,50 +98,51 @@ def test_every_python_snippet_runs(
     assert snippets
     with responses.RequestsMock(assert_all_requests_are_fired=False) as api:
         api.add_passthru("http://127.0.0.1")  # the page's own mock server
-        api.post("https://api.mistral.ai/v1/chat/completions", json=completion("Paris"))
-        api.get("https://api.mistral.ai/v1/models", json={"object": "list", "data": [{"id": "m"}]})
+        api.post(CHAT_URL, json=completion("Paris"))
+        api.get(MODELS_URL, json={"object": "list", "data": [{"id": "m"}]})
         api.get("https://example.org/", body="an example page")
         for snippet in snippets:
             exec(compile(snippet, page, "exec"), {"__name__": "snippet"})
             assert capsys.readouterr().out.strip(), snippet
 
 
-def test_the_readme_has_at_most_200_lines() -> None:
+def test_readme_has_at_most_200_lines() -> None:
     assert len(README.splitlines()) <= 200
 
 
-def test_every_setting_in_the_readme_is_in_env_example_and_in_the_code_and_only_there() -> None:
+def test_settings_are_those_of_the_code_and_of_env_example() -> None:
     named = set(re.findall(r"^\| `(MISTRAL_\w+)`", README, re.MULTILINE))
     example = (ROOT / ".env.example").read_text("utf-8")
-    assert named == set(re.findall(r"^#?(MISTRAL_\w+)=", example, re.MULTILINE))
     code = (ROOT / "examples" / "lesson.py").read_text("utf-8")
+    assert named == set(SETTINGS)
+    assert named == set(re.findall(r"^#?(MISTRAL_\w+)=", example, re.MULTILINE))
     assert named == set(re.findall(r'setting\("(MISTRAL_\w+)"', code))
+    assert "\nMISTRAL_API_KEY=\n" in example  # a copy of it has no key yet
 
 
-def test_live_the_examples_send_as_many_requests_as_the_page_says(
-    monkeypatch: pytest.MonkeyPatch, clock: FakeClock, tmp_path: Path
+@pytest.mark.usefixtures("clock")
+def test_live_lessons_send_twelve_chat_requests(
+    monkeypatch: pytest.MonkeyPatch, run_script: RunScript, tmp_path: Path
 ) -> None:
+    assert "The six lessons together send\ntwelve requests" in README
     monkeypatch.setenv("MISTRAL_API_KEY", "test-key")
     monkeypatch.setenv("MISTRAL_LOG_FILE", str(tmp_path / "errors.log"))
     with responses.RequestsMock() as api:
-        api.post(CHAT_URL, json=completion("Hello!"))
+        api.get(MODELS_URL)
+        chat = api.post(CHAT_URL, json=completion("Hello!"))
         for path in SCRIPTS:
-            assert run_in_process(path.stem, monkeypatch) == 0
-        assert len(api.calls) == 12
-    assert "The six lessons together send\ntwelve requests" in README
+            assert run_script(path.stem).code == 0
+        assert chat.call_count == 12
 
 
-def test_every_fault_word_of_the_mock_server_is_in_the_readme() -> None:
-    from lib.mock_server import faults
-
+def test_every_fault_word_is_in_the_readme() -> None:
     words = re.findall(r"^    ([a-z0-9:.*@%]+)  ", faults.__doc__ or "", re.MULTILINE)
     assert len(words) >= 10
-    assert all(f"| `{word}`" in README for word in words), words
+    assert [word for word in words if f"| `{word}`" not in README] == []
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="there is no make here to compare with")
-def test_the_plain_commands_are_those_that_make_runs() -> None:
-    """Who has no make types the same: venv, pip install, the script, pytest."""
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_commands_without_make_are_those_of_make() -> None:
     dry_run = subprocess.run(
         ["make", "-n", "-B", "test", "run-01"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

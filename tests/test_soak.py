@@ -1,4 +1,4 @@
-"""The soak test: 16 threads, every fault there is, and every number must agree with every other.
+"""The soak test: 16 threads, every fault there is, and all counts must agree.
 
 ``SOAK_CALLS=20000 python -m pytest tests/test_soak.py`` makes it last longer.
 """
@@ -34,7 +34,7 @@ from support import ROOT, StartTimes, most_in_any_window, run_in_threads
 CALLS = int(os.environ.get("SOAK_CALLS") or 560)
 THREADS = 16
 PER_SECOND = 600
-TIMEOUT = 1.5  # seconds; so long that a busy machine doesn't take a good answer for none
+TIMEOUT = 1.5  # seconds; long enough for a good response on a busy machine
 HELLO = [{"role": "user", "content": "Hello!"}]
 OFTEN = ["ok"] * 10 + ["ok*3", "429:0.005", "503", "500", "drop", "badjson", "slow:0.02"]
 SELDOM = [
@@ -45,10 +45,10 @@ SELDOM = [
 
 
 def fault_script(words: int) -> str:
-    """A fault script, the same each time: every word of the vocabulary, the good ones most."""
+    """Return a fault script, the same each time: every kind of fault, mostly good responses."""
     chance = random.Random(26)
-    trip = ["503*18", "ok*8"]  # all threads fail at once: that is enough for the breaker
-    timeouts = ["timeout"] * (1 + words // 400)  # early: they take long, beside all the others
+    trip = ["503*18", "ok*8"]  # all threads fail at the same time, which opens the circuit
+    timeouts = ["timeout"] * (1 + words // 400)  # early, so that they overlap with the rest
     each_once = chance.sample([*SELDOM, *OFTEN], len(SELDOM) + len(OFTEN))
     mixed = [
         chance.choice(SELDOM if number % 10 == 0 else OFTEN) for number in range(words * 9 // 10)
@@ -57,44 +57,46 @@ def fault_script(words: int) -> str:
     return ",".join([*trip, *timeouts, *each_once, *mixed, *by_chance])
 
 
-def error_made_of(answer: str) -> str:
-    """The error that an answer in the server's log must have become; "" for a good answer."""
-    if answer in ("drop", "timeout"):
-        return {"drop": "APIConnectionError", "timeout": "APITimeoutError"}[answer]
-    if answer == "200 (cut)":
-        return "APIConnectionError"
-    if answer == "200 (drip)":
-        return "APITimeoutError"
-    if answer == "429 (noquota)":
-        return "InsufficientQuotaError"
-    if answer.startswith("200"):
-        return "APIResponseValidationError" if "badjson" in answer else ""
-    return error_info(int(answer[:3])).error.__name__
+ERRORS = {
+    "drop": "APIConnectionError",
+    "200 (cut)": "APIConnectionError",
+    "timeout": "APITimeoutError",
+    "200 (drip)": "APITimeoutError",
+    "429 (noquota)": "InsufficientQuotaError",
+    "200 (badjson)": "APIResponseValidationError",
+    "200 (slow)": "",
+    "200": "",
+}
+
+
+def error_for(outcome: str) -> str:
+    """Return the error that an outcome in the server's log must become; "" for a success."""
+    return ERRORS[outcome] if outcome in ERRORS else error_info(int(outcome[:3])).error.__name__
 
 
 @dataclass
 class Soak:
-    """What all sides say of the same calls; an outcome is an error's name, or "" for an answer."""
+    """What all sides recorded of the same calls; "" stands for a success."""
 
-    outcomes: list[str]
-    failed_attempts: list[str]
+    outcomes: list[str]  # the callers: the error's name
+    failed_attempts: list[str]  # the retrier: the error's name
     metrics: Metrics
     lines: list[dict[str, Any]]
-    answers: list[str]
+    server_outcomes: list[str]
     starts: list[float]
-    bytes_kept: int  # by lib and what it calls, of what the last fifth made
+    bytes_kept: int  # by lib and requests, of what the last fifth allocated
     threads_left: set[threading.Thread]
 
 
 @pytest.fixture(scope="module")
 def soak(tmp_path_factory: pytest.TempPathFactory) -> Soak:
-    """The calls are made once; each test looks at another side of them."""
+    """Make the calls once; each test checks another side of them."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        return soaked(tmp_path_factory.mktemp("soak") / "errors.log", StartTimes(monkeypatch))
+        return run_soak(tmp_path_factory.mktemp("soak") / "errors.log", StartTimes(monkeypatch))
 
 
-def soaked(log: Path, times: StartTimes) -> Soak:
-    """Make the calls; what is kept of the last fifth shows a leak."""
+def run_soak(log: Path, times: StartTimes) -> Soak:
+    """Make the calls; the memory that is kept of the last fifth shows a leak."""
     outcomes: list[str] = []
     failed_attempts: list[str] = []
     starts: list[float] = []
@@ -108,14 +110,14 @@ def soaked(log: Path, times: StartTimes) -> Soak:
         failed_attempts.append(type(error).__name__)
 
     def make(calls: Iterator[int]) -> None:
-        for _ in calls:  # shared: whoever is free takes the next
+        for _ in calls:  # shared: each thread takes the next one when it is free
             try:
                 robust.chat(HELLO)
                 outcomes.append("")
             except (MistralError, CircuitOpenError) as error:
                 outcomes.append(type(error).__name__)
                 if isinstance(error, CircuitOpenError):
-                    time.sleep(0.05)  # as anybody would who is told that it is down
+                    time.sleep(0.05)
 
     threads = set(threading.enumerate())
     with MockServer(fault_script(CALLS)) as server, MistralClient(
@@ -141,13 +143,13 @@ def soaked(log: Path, times: StartTimes) -> Soak:
         run_in_threads(THREADS, lambda: make(last))
         bytes_kept = memory_in_use()
         tracemalloc.stop()
-        answers = [request.outcome for request in server.log]
+        server_outcomes = [request.outcome for request in server.log]
     return Soak(
         outcomes=outcomes,
         failed_attempts=failed_attempts,
         metrics=robust.logger.metrics(),
         lines=[json.loads(line) for line in log.read_text().splitlines()],
-        answers=answers,
+        server_outcomes=server_outcomes,
         starts=starts,
         bytes_kept=bytes_kept,
         threads_left=set(threading.enumerate()) - threads,
@@ -155,7 +157,7 @@ def soaked(log: Path, times: StartTimes) -> Soak:
 
 
 def memory_in_use() -> int:
-    """Bytes taken since tracemalloc began, by all of lib but the server and by requests."""
+    """Return the bytes that lib without its server, and requests, allocated since the start."""
     gc.collect()
     filters = [
         tracemalloc.Filter(True, str(ROOT / "lib" / "*")),
@@ -167,53 +169,46 @@ def memory_in_use() -> int:
     return sum(statistic.size for statistic in statistics)
 
 
-def test_every_call_ends_in_an_answer_or_a_named_error(soak: Soak) -> None:
-    """Any other error would have ended the soak."""
-    assert len(soak.outcomes) == CALLS * 4 // 5 + CALLS // 5
-    assert soak.outcomes.count("") > len(soak.outcomes) / 2
+class TestSoak:
+    def test_every_call_ends_in_a_success_or_a_named_error(self, soak: Soak) -> None:
+        """Any other error would have ended the soak."""
+        assert len(soak.outcomes) == CALLS * 4 // 5 + CALLS // 5
+        assert soak.outcomes.count("") > len(soak.outcomes) / 2
 
+    def test_every_class_of_error_occurred(self, soak: Soak) -> None:
+        assert len({error_for(outcome) for outcome in soak.server_outcomes}) == 16
+        assert "CircuitOpenError" in soak.outcomes
 
-def test_the_soak_had_every_fault(soak: Soak) -> None:
-    names = {error_made_of(answer) for answer in soak.answers}
-    assert len(names) == 16  # every class of errors.py, and the good answers
-    assert "CircuitOpenError" in soak.outcomes
+    def test_metrics_agree_with_the_callers(self, soak: Soak) -> None:
+        failures = Counter(filter(None, soak.outcomes))
+        assert soak.metrics["total_requests"] == len(soak.outcomes)
+        assert soak.metrics["successful"] == soak.outcomes.count("")
+        assert soak.metrics["failed"] == failures.total()
+        assert soak.metrics["errors_by_type"] == dict(failures)
 
+    def test_log_agrees_with_the_callers(self, soak: Soak) -> None:
+        logged = [line["error"]["class"] if line["error"] else "" for line in soak.lines]
+        assert Counter(logged) == Counter(soak.outcomes)
+        assert all(line["success"] == (line["error"] is None) for line in soak.lines)
 
-def test_the_metrics_agree_with_the_callers(soak: Soak) -> None:
-    failures = Counter(filter(None, soak.outcomes))
-    assert soak.metrics["total_requests"] == len(soak.outcomes)
-    assert soak.metrics["successful"] == soak.outcomes.count("")
-    assert soak.metrics["failed"] == failures.total()
-    assert soak.metrics["errors_by_type"] == dict(failures)
+    def test_server_log_agrees_with_the_attempts(self, soak: Soak) -> None:
+        on_the_server = Counter(error_for(outcome) for outcome in soak.server_outcomes)
+        here = Counter(soak.failed_attempts)
+        del here["CircuitOpenError"]  # those never reached the server
+        assert on_the_server.pop("") == soak.outcomes.count("")
+        assert on_the_server == here
+        attempts = sum(line["context"]["attempts"] for line in soak.lines)
+        assert attempts == len(soak.server_outcomes)
 
+    def test_rate_limit_holds_in_any_window(self, soak: Soak) -> None:
+        assert len(soak.starts) == len(soak.server_outcomes)
+        for seconds in (0.1, 0.5, 1.0, 60.0):
+            allowed = (seconds + 0.02) * PER_SECOND + 1  # 20 ms for threads that woke late
+            assert most_in_any_window(soak.starts, seconds) <= allowed
 
-def test_the_log_agrees_with_the_callers(soak: Soak) -> None:
-    logged = [line["error"]["class"] if line["error"] else "" for line in soak.lines]
-    assert Counter(logged) == Counter(soak.outcomes)
-    assert all(line["success"] == (line["error"] is None) for line in soak.lines)
+    def test_no_thread_is_left(self, soak: Soak) -> None:
+        assert soak.threads_left == set()
 
-
-def test_the_servers_log_agrees_with_the_attempts(soak: Soak) -> None:
-    seen_by_server = Counter(error_made_of(answer) for answer in soak.answers)
-    seen_here = Counter(soak.failed_attempts)
-    del seen_here["CircuitOpenError"]  # none of those may have reached the server
-    assert seen_by_server.pop("") == soak.outcomes.count("")
-    assert seen_by_server == seen_here
-    assert sum(line["context"]["attempts"] for line in soak.lines) == len(soak.answers)
-
-
-def test_the_limit_holds_in_any_window(soak: Soak) -> None:
-    """As taken at the limiter: what happens to a request afterwards is not its business."""
-    assert len(soak.starts) == len(soak.answers)
-    for seconds in (0.1, 0.5, 1.0, 60.0):
-        allowed = (seconds + 0.02) * PER_SECOND + 1  # 20 ms for those who were woken late
-        assert most_in_any_window(soak.starts, seconds) <= allowed
-
-
-def test_no_thread_is_left(soak: Soak) -> None:
-    assert soak.threads_left == set()
-
-
-def test_memory_is_flat(soak: Soak) -> None:
-    """What is kept is the last hundred errors and a connection for each thread."""
-    assert soak.bytes_kept < 100_000
+    def test_memory_is_flat(self, soak: Soak) -> None:
+        """What is kept is the last hundred errors and a connection for each thread."""
+        assert soak.bytes_kept < 100_000

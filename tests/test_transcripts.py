@@ -1,32 +1,72 @@
-"""Each script as a user runs it: a child process, the mock server, a foreign folder."""
+"""Each script as a child process against the mock server prints its transcript."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from pathlib import Path
+import re
 
 import pytest
 
-from support import SCRIPTS, Child, Outcome, transcript, without_time
+from examples.failure_scenarios import SCENARIOS
+from support import SCRIPTS, Outcome, script_child, transcript, without_time
 
-NAMES = [*(path.stem for path in SCRIPTS), "streaming"]
+LESSONS = {
+    "01_basic_errors": [],
+    "02_backoff": [],
+    "03_rate_limits": ["--trace"],  # which leaves stdout as it is
+    "04_circuit_breaker": ["--trace"],
+    "05_fallbacks": [],
+    "06_error_logger": [],
+    "streaming": [],
+    "token_limits": [],
+    "asyncio_client": [],
+}
+# These need real time; test_failure_scenarios.py runs the others with a fake clock.
+SLOW_SCENARIOS = [each for each in SCENARIOS if re.search("timeout|drip", each.faults)]
+ARRIVALS = {
+    ("02_backoff", "--faults", "503,503", "--trace"): [(0.0, "503"), (1.0, "503"), (3.0, "200")],
+    ("03_rate_limits", "--trace"): [(0.0, "200 (slow)"), (1.0, "200 (slow)"), (2.0, "200")],
+    ("04_circuit_breaker", "--trace"): [(0.0, "200"), (0.0, "503"), (0.0, "503"), (1.1, "200")],
+}
 
 
-def children(folder: Path) -> dict[str, Child]:
-    log = {"MISTRAL_LOG_FILE": str(folder / "errors.log")}
-    examples = SCRIPTS[0].parent
-    # Under -P, from a foreign folder, nothing but their own line can show them the way to lib.
-    safe_path = ("-P",) if sys.version_info >= (3, 11) else ()
-    return {name: Child((*safe_path, str(examples / f"{name}.py")), folder, log) for name in NAMES}
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=script_child(name, *args)) for name, args in LESSONS.items()],
+)
+def test_lesson_prints_its_transcript(name: str, outcome: Outcome) -> None:
+    assert (outcome.code, without_time(outcome.out)) == (0, transcript(name)), outcome.err
+    assert "Traceback" not in outcome.err
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_script_prints_its_transcript(name: str, outcome_of: Callable[[str], Outcome]) -> None:
-    code, out, err = outcome_of(name)
-    assert (code, without_time(out)) == (0, transcript(name)), err
-    assert "Traceback" not in err
-
-
-def test_there_are_six_scripts() -> None:
+def test_there_are_six_lessons() -> None:
     assert [path.name[:3] for path in SCRIPTS] == [f"0{number}_" for number in range(1, 7)]
+    assert {path.stem for path in SCRIPTS} <= set(LESSONS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            each.name,
+            marks=script_child(each.script, "--faults", each.faults, MISTRAL_TIMEOUT="0.7"),
+        )
+        for each in SLOW_SCENARIOS
+    ],
+)
+def test_slow_scenario_prints_its_transcript(name: str, outcome: Outcome) -> None:
+    assert (outcome.code, outcome.out) == (0, transcript(f"failure_scenarios/{name}")), outcome.err
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [pytest.param(times, marks=script_child(*args)) for args, times in ARRIVALS.items()],
+    ids=[args[0] for args in ARRIVALS],
+)
+def test_trace_shows_when_each_request_arrived(
+    expected: list[tuple[float, str]], outcome: Outcome
+) -> None:
+    heading = f"The server saw {len(expected)} requests:\n"
+    lines = outcome.err.partition(heading)[2].splitlines()
+    assert [line.rpartition("| ")[2] for line in lines] == [outcome for _, outcome in expected]
+    for line, (seconds, _) in zip(lines, expected, strict=True):
+        assert -0.1 <= float(line.partition(" s ")[0]) - seconds <= 0.5  # a busy machine is late
