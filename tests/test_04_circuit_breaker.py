@@ -8,46 +8,31 @@ import responses
 from conftest import FakeClock, RunScript
 from support import CHAT_URL, completion, error_body, transcript
 
-FAILED = "Failed: Simulated failure"
-REJECTED = "Failed: Circuit breaker is open"
+PROBE_FAILS = transcript("failure_scenarios/04_probe_fails")
 
 
-def lesson(*requests: str) -> str:
-    """Return the output for requests given as "state - outcome"."""
-    lines = [f"Request {n}: Circuit state: {end}\n" for n, end in enumerate(requests, start=1)]
+def all_closed(*outcomes: str) -> str:
+    lines = [f"Request {n}: Circuit state: closed - {each}\n" for n, each in enumerate(outcomes, 1)]
     return "=== Example 4: Circuit Breaker Pattern ===\n\n" + "".join(lines) + "\n"
+
+
+OK, FAILED = "Success", "Failed: Simulated failure"
 
 
 @pytest.mark.parametrize(
     ("statuses", "out", "waits"),
     [
-        pytest.param(
-            [200, 503, 503, 200], transcript("04_circuit_breaker"), [1.1], id="probe succeeds"
-        ),
-        pytest.param(
-            [503, 500, 503],
-            lesson(
-                f"closed - {FAILED}",
-                f"closed - {FAILED}",
-                f"open - {REJECTED}",
-                f"open - {REJECTED}",
-                f"half-open - {FAILED}",
-            ),
-            [1.1],
-            id="probe fails",
-        ),
-        pytest.param([200] * 5, lesson(*["closed - Success"] * 5), [], id="no failure"),
+        pytest.param([200, 503, 503, 200], transcript("04_circuit_breaker"), [1.1], id="recovers"),
+        pytest.param([503, 500, 503], PROBE_FAILS, [1.1], id="probe fails"),
+        pytest.param([200] * 5, all_closed(*[OK] * 5), [], id="no failure"),
         pytest.param(
             [503, 200, 503, 200, 503],
-            lesson(*[f"closed - {FAILED}", "closed - Success"] * 2, f"closed - {FAILED}"),
+            all_closed(FAILED, OK, FAILED, OK, FAILED),
             [],
             id="success resets the count",
         ),
         pytest.param(
-            [401, 401, 404, 400, 422],
-            lesson(*[f"closed - {FAILED}"] * 5),
-            [],
-            id="client errors do not count",
+            [401, 401, 404, 400, 422], all_closed(*[FAILED] * 5), [], id="client errors don't count"
         ),
     ],
 )

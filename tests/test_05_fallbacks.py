@@ -12,50 +12,39 @@ import responses
 from conftest import FakeClock, RunScript
 from support import CHAT_URL, completion, error_body, transcript
 
-TITLE = "=== Example 5: Fallback Strategies ===\n\n"
-PRIMARY = "Testing fallback strategies:\n  Trying primary (mistral-large)...\n"
-SMALLER = "  Trying fallback 1 (mistral-small)...\n"
+HEADING = (
+    "=== Example 5: Fallback Strategies ===\n\n"
+    "Testing fallback strategies:\n  Trying primary (mistral-large)...\n"
+)
+PRIMARY_ANSWERS = f"{HEADING}Response: 42\n\n"
+SMALLER_ANSWERS = f"{HEADING}  Trying fallback 1 (mistral-small)...\nResponse: 42\n\n"
 ANSWER: dict[str, Any] = {"json": completion("42")}
 DOWN: dict[str, Any] = {"status": 503, "json": error_body("Down")}
-LARGE_FAILED = "Fallback strategy 'primary' failed: "
-SMALL_FAILED = "Fallback strategy 'fallback1' failed: "
+TIMEOUT: dict[str, Any] = {"body": requests.ReadTimeout()}
+# The tutorial shows a 404; the real API sends a 400 with a code of its own.
+NO_MODEL: dict[str, Any] = {"status": 404, "json": error_body("Gone")}
+NO_MODEL_400: dict[str, Any] = {"status": 400, "json": error_body("Gone", "1500")}
 
 
 @pytest.mark.parametrize(
-    ("responses_sent", "out", "logged"),
+    ("responses_sent", "out", "errors"),
     [
-        pytest.param([ANSWER], TITLE + PRIMARY + "Response: 42\n\n", [], id="primary"),
+        pytest.param([ANSWER], PRIMARY_ANSWERS, [], id="primary"),
+        pytest.param([DOWN, ANSWER], SMALLER_ANSWERS, ["Down"], id="smaller model"),
+        pytest.param([NO_MODEL, ANSWER], SMALLER_ANSWERS, ["Gone"], id="404"),
+        pytest.param([NO_MODEL_400, ANSWER], SMALLER_ANSWERS, ["Gone"], id="400 for a model"),
         pytest.param(
-            [DOWN, ANSWER],
-            TITLE + PRIMARY + SMALLER + "Response: 42\n\n",
-            [LARGE_FAILED + "Down"],
-            id="smaller model",
-        ),
-        pytest.param(
-            [DOWN, {"body": requests.ReadTimeout()}],
+            [DOWN, TIMEOUT],
             transcript("05_fallbacks"),
-            [LARGE_FAILED + "Down", SMALL_FAILED + "api.mistral.ai did not respond in time"],
+            ["Down", "api.mistral.ai did not respond in time"],
             id="apology",
-        ),
-        pytest.param(
-            [{"status": 404, "json": error_body("Gone")}, ANSWER],
-            TITLE + PRIMARY + SMALLER + "Response: 42\n\n",
-            [LARGE_FAILED + "Gone"],
-            id="missing model",
-        ),
-        pytest.param(
-            # The tutorial shows a 404; the real API sends a 400 with a code of its own.
-            [{"status": 400, "json": error_body("Invalid model", "1500")}, ANSWER],
-            TITLE + PRIMARY + SMALLER + "Response: 42\n\n",
-            [LARGE_FAILED + "Invalid model"],
-            id="missing model, as the real API says it",
         ),
     ],
 )
 def test_strategies_are_tried_in_order_without_a_wait(
     responses_sent: list[dict[str, Any]],
     out: str,
-    logged: list[str],
+    errors: list[str],
     live_api: responses.RequestsMock,
     clock: FakeClock,
     run_script: RunScript,
@@ -67,7 +56,10 @@ def test_strategies_are_tried_in_order_without_a_wait(
     sent = [json.loads(call.request.body or "") for call in list(live_api.calls)[1:]]
     models = ["mistral-large-latest", "mistral-small-latest"]
     assert [body["model"] for body in sent] == models[: len(sent)]
-    assert caplog.messages == logged
+    assert caplog.messages == [
+        f"Fallback strategy '{name}' failed: {error}"
+        for name, error in zip(("primary", "fallback1"), errors, strict=False)
+    ]
     assert clock.waits == []
 
 
@@ -76,5 +68,5 @@ def test_client_error_is_not_hidden(
     status: int, live_api: responses.RequestsMock, run_script: RunScript
 ) -> None:
     live_api.post(CHAT_URL, status=status, json={"detail": "Yours to fix"})
-    out = TITLE + PRIMARY + "Not a case for a fallback: Yours to fix\n\n"
+    out = f"{HEADING}Not a case for a fallback: Yours to fix\n\n"
     assert run_script("05_fallbacks")[:2] == (0, out)

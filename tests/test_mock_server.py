@@ -375,20 +375,12 @@ class TestRateLimit:
         with MockServer(requests_per_minute=2) as server:
             for now in (0, 0, 0, 59.5, 60):
                 clock.now = 1000.0 + now
-                headers = request(server).headers
-                assert headers["x-ratelimit-limit-req-minute"] == "2"
-                remaining = headers["x-ratelimit-remaining-req-minute"]
-                received.append((remaining, headers["Retry-After"]))
-        assert received == [("1", None), ("0", None), ("0", "60"), ("0", "1"), ("1", None)]
-
-    def test_a_request_after_retry_after_is_accepted(self, clock: FakeClock) -> None:
-        with MockServer(requests_per_minute=3) as server:
-            for step in (0, 7.3, 11.1, 2.2):
-                clock.now += step
                 reply = request(server)
-            assert (reply.status, reply.json["message"]) == (429, "Rate limit exceeded")
-            clock.now += float(reply.headers["Retry-After"])
-            assert request(server).status == 200
+                assert reply.headers["x-ratelimit-limit-req-minute"] == "2"
+                remaining = reply.headers["x-ratelimit-remaining-req-minute"]
+                received.append((remaining, reply.headers["Retry-After"]))
+                assert reply.status == 200 or reply.json["message"] == "Rate limit exceeded"
+        assert received == [("1", None), ("0", None), ("0", "60"), ("0", "1"), ("1", None)]
 
     def test_limit_holds_under_threads(self) -> None:
         with MockServer(requests_per_minute=5) as server:
@@ -543,9 +535,6 @@ class TestEndpoints:
             reply = request(server, method=method, path=path)
             assert reply.status == 404
             assert "POST /v1/chat/completions and GET /v1/models only" in reply.json["detail"]
-
-    def test_query_is_ignored(self, server: MockServer) -> None:
-        assert request(server, path=CHAT + "?a=b").status == 200
 
 
 def tls_hello() -> bytes:
@@ -800,11 +789,6 @@ class TestShutdown:
                 started_at = time.monotonic()
             assert time.monotonic() - started_at < 5, "it waited for the client"
             read_all(connection)  # returns because the server closed the connection
-
-    def test_many_connections_are_closed(self) -> None:
-        with contextlib.ExitStack() as clients, MockServer("timeout*5,slow:60*5") as server:
-            for _ in range(20):
-                clients.enter_context(connect(server)).sendall(REQUEST)
 
     def test_an_exception_ends_the_server_and_frees_its_port(self) -> None:
         server = MockServer("timeout")
