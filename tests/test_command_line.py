@@ -29,7 +29,7 @@ class TestStart:
     def test_on_an_ascii_console(self, outcome: Outcome) -> None:
         plain = transcript("01_basic_errors").replace("✓", "+").replace("✗", "x")
         assert outcome[:2] == (0, plain)
-        assert "    0.0 s  |#  " in outcome.err
+        assert "    0.0 s  |#" in outcome.err
 
 
 def test_a_closed_pipe_ends_a_script_quietly() -> None:

@@ -137,6 +137,7 @@ class TestOffline:
         out = run_script("05_fallbacks", "--faults", "").out
         assert "Response: What is the meaning of life? response" in out
 
+    @pytest.mark.usefixtures("clock")  # so that no time passes
     def test_trace_ends_stderr_with_the_timeline(self, run_script: RunScript) -> None:
         _, out, err = run_script("01_basic_errors", "--trace", "--faults", "ok,drop")
         assert out.endswith("before the response was complete\n\n")

@@ -124,7 +124,7 @@ def test_settings_are_those_of_the_code_and_of_env_example() -> None:
 def test_live_lessons_send_twelve_chat_requests(
     monkeypatch: pytest.MonkeyPatch, run_script: RunScript, tmp_path: Path
 ) -> None:
-    assert "The six lessons together send\ntwelve requests" in README
+    assert "The six lessons together send\ntwelve chat requests" in README
     monkeypatch.setenv("MISTRAL_API_KEY", "test-key")
     monkeypatch.setenv("MISTRAL_LOG_FILE", str(tmp_path / "errors.log"))
     with responses.RequestsMock() as api:
