@@ -25,7 +25,7 @@ from conftest import FakeClock
 from lib import mock_server
 from lib.mock_server import Fault, MockServer, api, http_server, parse_faults
 from lib.mock_server import __main__ as command
-from support import run_in_threads
+from support import Outcome, run_in_threads
 
 KEY = "sk-0123456789-secret"
 CHAT = "/v1/chat/completions"
@@ -220,6 +220,11 @@ class TestShares:
         assert 140 < kinds["drop"] < 260
         assert set(kinds) == {"ok", "status", "drop"}
 
+    def test_seed_of_the_server(self) -> None:
+        with MockServer("503@50%", seed=7) as server:
+            failed = [status == 503 for status in statuses(server, 9)]
+        assert failed == [kind == "status" for kind in self.drawn("503@50%", 7, count=9)]
+
     def test_shares_may_add_up_to_all_requests(self) -> None:
         assert set(self.drawn("503@60%,drop@40%")) == {"status", "drop"}
 
@@ -323,7 +328,7 @@ class TestStream:
     def events(self, faults: str = "") -> list[str]:
         with MockServer(faults) as server:
             reply = request(server, self.STREAM)
-        assert reply.headers["Content-Type"] == "text/event-stream"
+        assert (reply.status, reply.headers["Content-Type"]) == (200, "text/event-stream")
         return reply.text.removesuffix("\n\n").split("\n\n")
 
     def test_one_event_per_word_then_the_usage_and_the_end_mark(self) -> None:
@@ -676,6 +681,14 @@ class TestConnections:
                 MockServer(port=address(other)[1])
             assert caught.value.errno
 
+    def test_a_defect_of_the_server_is_printed(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        with MockServer() as server:
+            monkeypatch.setattr(server._server, "respond", lambda *_: 1 / 0)
+            assert send_bytes(server, REQUEST) == b""
+        assert "ZeroDivisionError" in capfd.readouterr().err
+
 
 class TestLog:
     def test_one_entry_per_request_in_the_order_of_arrival(self) -> None:
@@ -831,17 +844,21 @@ class TestShutdown:
 class TestCommand:
     """``python -m lib.mock_server``; test_command_line.py runs it in a process."""
 
-    @staticmethod
-    def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["mock_server", *arguments])
-        try:
-            return command.main()
-        except SystemExit as error:
-            return int(error.code or 0)
-
-    def test_wrong_argument_is_one_sentence_and_exit_2(
+    @pytest.fixture
+    def run(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    ) -> Callable[..., Outcome]:
+        def run(*arguments: str) -> Outcome:
+            monkeypatch.setattr(sys, "argv", ["mock_server", *arguments])
+            try:
+                code = command.main()
+            except SystemExit as error:
+                code = int(error.code or 0)
+            return Outcome(code, *capsys.readouterr())
+
+        return run
+
+    def test_wrong_argument_is_one_sentence_and_exit_2(self, run: Callable[..., Outcome]) -> None:
         for arguments, message in {
             ("--faults", "nonsense"): "unknown fault 'nonsense': use ok, ",
             ("--faults", "503,"): "unknown fault ''",
@@ -855,21 +872,33 @@ class TestCommand:
             ("--fault", "503"): "--fault",
             ("503",): "503",
         }.items():
-            code = self.run(monkeypatch, *arguments)
-            out, err = capsys.readouterr()
+            code, out, err = run(*arguments)
             assert (code, out) == (2, "")
             assert message in err.splitlines()[-1]
 
     def test_taken_port_is_one_sentence_and_exit_1(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-        server: MockServer,
+        self, run: Callable[..., Outcome], server: MockServer
     ) -> None:
         port = address(server)[1]
-        assert self.run(monkeypatch, "--port", str(port)) == 1
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith(f"Can't listen on port {port} (")
-        assert err.endswith("); choose another with --port.\n")
-        assert err.count("\n") == 1
+        code, out, err = run("--port", str(port))
+        assert (code, out) == (1, "")
+        reason = r"\(.+\); choose another with --port\.\n"
+        assert re.fullmatch(rf"Can't listen on port {port} {reason}", err)
+
+    def test_options_are_passed_on(
+        self, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        created = []
+
+        def create(*args: object, **kwargs: object) -> MockServer:
+            created.append((*args, *kwargs.items()))
+            raise OSError
+
+        monkeypatch.setattr(command, "MockServer", create)
+        run()
+        run("--faults=503", "--rpm=6", "--tpm=9", "--port=0", "--seed=3")
+        names = ("requests_per_minute", "tokens_per_minute", "port", "seed")
+        assert created == [
+            ("", *zip(names, (None, None, 8080, 0), strict=True)),
+            ("503", *zip(names, (6, 9, 0, 3), strict=True)),
+        ]
