@@ -310,7 +310,7 @@ class TestFaults:
                 assert request(server).status == 200
 
     def test_drip_sends_the_body_byte_by_byte(self) -> None:
-        with MockServer("drip:0.001") as server:
+        with MockServer("drip:0.0005") as server:
             started_at = time.monotonic()
             assert request(server).status == 200
             assert time.monotonic() - started_at > 0.1
