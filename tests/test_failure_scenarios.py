@@ -1,13 +1,10 @@
-"""Failure scenarios: each prints its transcript, and the command runs them all.
-
-test_transcripts.py runs those with a timeout or a slow body, which need real time.
-"""
+"""Failure scenarios: each prints its transcript, and the command runs them all."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -15,6 +12,8 @@ from conftest import FakeClock, RunScript
 from examples.failure_scenarios import SCENARIOS
 from support import EXPECTED, ROOT, Outcome, script_child, transcript, without_time
 
+# A timeout and a slow body need real time; the others run with a fake clock.
+SLOW = [each for each in SCENARIOS if re.search("timeout|drip", each.faults)]
 WAITS = {
     "01_wrong_key_and_rate_limit": [],
     "01_bad_requests": [],
@@ -43,35 +42,49 @@ def test_scenario_prints_its_transcript(name: str, clock: FakeClock, run_script:
     assert clock.waits == pytest.approx(WAITS[name])
 
 
-def test_each_transcript_belongs_to_one_scenario() -> None:
-    files = [path.stem for path in (EXPECTED / "failure_scenarios").iterdir()]
-    assert sorted(each.name for each in SCENARIOS) == sorted(files)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            each.name,
+            marks=script_child(each.script, "--faults", each.faults, MISTRAL_TIMEOUT="0.7"),
+        )
+        for each in SLOW
+    ],
+)
+def test_slow_scenario_prints_its_transcript(name: str, outcome: Outcome) -> None:
+    assert (outcome.code, outcome.out) == (0, transcript(f"failure_scenarios/{name}")), outcome.err
+
+
+def test_each_scenario_has_a_test_and_a_transcript() -> None:
+    names = sorted(each.name for each in SCENARIOS)
+    assert names == sorted([*WAITS, *(each.name for each in SLOW)])
+    assert names == sorted(path.stem for path in (EXPECTED / "failure_scenarios").iterdir())
+
+
+class FakeRun:
+    """Replaces ``subprocess.run``: notes each command and returns the same exit code."""
+
+    def __init__(self) -> None:
+        self.code = 0
+        self.commands: list[list[str]] = []
+
+    def __call__(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        return subprocess.CompletedProcess(command, self.code)
 
 
 class TestCommand:
     @pytest.fixture
-    def commands(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[str]]]:
-        """Replace the child processes by an exit code; the list fills with their commands."""
+    def fake_run(self, monkeypatch: pytest.MonkeyPatch) -> FakeRun:
+        fake = FakeRun()
+        monkeypatch.setattr(subprocess, "run", fake)
+        return fake
 
-        def replace(code: int) -> list[list[str]]:
-            commands: list[list[str]] = []
-
-            def run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
-                commands.append(command)
-                return subprocess.CompletedProcess(command, code)
-
-            monkeypatch.setattr(subprocess, "run", run)
-            return commands
-
-        return replace
-
-    def test_it_runs_all_scenarios_in_order(
-        self, commands: Callable[[int], list[list[str]]], run_script: RunScript
-    ) -> None:
-        run = commands(0)
+    def test_it_runs_all_scenarios_in_order(self, fake_run: FakeRun, run_script: RunScript) -> None:
         code, out, _ = run_script("failure_scenarios")
         assert code == 0
-        assert run == [
+        assert fake_run.commands == [
             [sys.executable, str(ROOT / f"examples/{each.script}.py"), "--faults", each.faults]
             for each in SCENARIOS
         ]
@@ -82,10 +95,7 @@ class TestCommand:
     @script_child("failure_scenarios", "06", MISTRAL_TIMEOUT="0.7")
     def test_it_runs_one_lesson(self, outcome: Outcome) -> None:
         command = "$ python examples/06_error_logger.py --faults 'ok,503,timeout,429:2,401'\n"
-        assert (outcome.code, outcome.out) == (
-            0,
-            command + transcript("failure_scenarios/06_alert"),
-        )
+        assert outcome[:2] == (0, command + transcript("failure_scenarios/06_alert"))
 
     @pytest.mark.parametrize(
         ("code", "err"),
@@ -96,15 +106,11 @@ class TestCommand:
         ],
     )
     def test_it_stops_at_the_first_failure(
-        self,
-        code: int,
-        err: str,
-        commands: Callable[[int], list[list[str]]],
-        run_script: RunScript,
+        self, code: int, err: str, fake_run: FakeRun, run_script: RunScript
     ) -> None:
-        run = commands(code)
+        fake_run.code = code
         outcome = run_script("failure_scenarios", "02")
-        assert (outcome.code, outcome.err, len(run)) == (code, err, 1)
+        assert (outcome.code, outcome.err, len(fake_run.commands)) == (code, err, 1)
 
     def test_unknown_lesson_is_one_sentence_and_exit_2(self, run_script: RunScript) -> None:
         message = "There is no such lesson: give its number, 01 to 06, or none for all.\n"

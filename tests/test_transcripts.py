@@ -1,12 +1,9 @@
-"""Each script as a child process against the mock server prints its transcript."""
+"""Each lesson as a child process against the mock server prints its transcript."""
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
-from examples.failure_scenarios import SCENARIOS
 from support import SCRIPTS, Outcome, script_child, transcript, without_time
 
 LESSONS = {
@@ -20,8 +17,6 @@ LESSONS = {
     "token_limits": [],
     "asyncio_client": [],
 }
-# These need real time; test_failure_scenarios.py runs the others with a fake clock.
-SLOW_SCENARIOS = [each for each in SCENARIOS if re.search("timeout|drip", each.faults)]
 ARRIVALS = {
     ("02_backoff", "--faults", "503,503", "--trace"): [(0.0, "503"), (1.0, "503"), (3.0, "200")],
     ("03_rate_limits", "--trace"): [(0.0, "200 (slow)"), (1.0, "200 (slow)"), (2.0, "200")],
@@ -41,20 +36,6 @@ def test_lesson_prints_its_transcript(name: str, outcome: Outcome) -> None:
 def test_there_are_six_lessons() -> None:
     assert [path.name[:3] for path in SCRIPTS] == [f"0{number}_" for number in range(1, 7)]
     assert {path.stem for path in SCRIPTS} <= set(LESSONS)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            each.name,
-            marks=script_child(each.script, "--faults", each.faults, MISTRAL_TIMEOUT="0.7"),
-        )
-        for each in SLOW_SCENARIOS
-    ],
-)
-def test_slow_scenario_prints_its_transcript(name: str, outcome: Outcome) -> None:
-    assert (outcome.code, outcome.out) == (0, transcript(f"failure_scenarios/{name}")), outcome.err
 
 
 @pytest.mark.parametrize(
