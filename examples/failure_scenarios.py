@@ -56,7 +56,7 @@ def main() -> int:
     if not chosen:
         raise UsageError("There is no such lesson: give its number, 01 to 06, or none for all.")
     for scenario in chosen:
-        print(f"$ python examples/{scenario.script}.py --faults '{scenario.faults}'", flush=True)
+        print(f"$ python examples/{scenario.script}.py --faults '{scenario.faults}'")
         path = str(EXAMPLES / f"{scenario.script}.py")
         command = [sys.executable, path, "--faults", scenario.faults]
         code = subprocess.run(command, check=False).returncode

@@ -67,3 +67,8 @@ def test_attempts_and_waits(
     assert outcome.code == 0
     assert outcome.out.endswith(out)
     assert clock.waits == waits
+
+
+def test_stderr_suggests_faults_if_there_are_none(clock: FakeClock, run_script: RunScript) -> None:
+    assert "try --faults 503,503.\n" in run_script("02_backoff").err
+    assert "try --faults" not in run_script("02_backoff", "--faults", "503,503").err

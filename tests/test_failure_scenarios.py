@@ -70,6 +70,7 @@ class FakeRun:
         self.commands: list[list[str]] = []
 
     def __call__(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        assert not check
         self.commands.append(command)
         return subprocess.CompletedProcess(command, self.code)
 
@@ -82,8 +83,8 @@ class TestCommand:
         return fake
 
     def test_it_runs_all_scenarios_in_order(self, fake_run: FakeRun, run_script: RunScript) -> None:
-        code, out, _ = run_script("failure_scenarios")
-        assert code == 0
+        code, out, err = run_script("failure_scenarios")
+        assert (code, err) == (0, "")
         assert fake_run.commands == [
             [sys.executable, str(ROOT / f"examples/{each.script}.py"), "--faults", each.faults]
             for each in SCENARIOS
