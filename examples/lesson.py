@@ -31,7 +31,7 @@ from lib.transport import is_loopback
 Lesson = Callable[[MistralClient], None]
 
 ROOT = Path(__file__).resolve().parents[1]
-OFFLINE_TIMEOUT = 2.0  # seconds; nobody wants to watch a lesson on timeouts for a minute
+OFFLINE_TIMEOUT = 2.0  # seconds; short, because a lesson on timeouts waits for them
 LIVE_TIMEOUT = 60.0
 PLAIN_SYMBOLS = {"✓": "+", "✗": "x", "█": "#"}
 
@@ -142,7 +142,7 @@ def _live_client(options: argparse.Namespace) -> MistralClient | None:
     """Return a client of the real API, or None if the lesson runs offline."""
     base_url = setting("MISTRAL_BASE_URL", DEFAULT_BASE_URL)
     key = setting("MISTRAL_API_KEY")
-    if not key and is_loopback(urlsplit(base_url).hostname or ""):
+    if not key and _is_this_machine(base_url):
         key = "no-key"  # a server on this machine needs none
     if not key or options.offline or options.faults is not None:
         return None
@@ -154,6 +154,13 @@ def _live_client(options: argparse.Namespace) -> MistralClient | None:
     return client
 
 
+def _is_this_machine(url: str) -> bool:
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:  # such as http://[
+        return False
+
+
 def _check_reachable(client: MistralClient) -> None:
     """Raise APIConnectionError if no response comes; an error status is the lesson's to show."""
     with contextlib.suppress(APIStatusError, APIResponseValidationError):
@@ -161,6 +168,7 @@ def _check_reachable(client: MistralClient) -> None:
 
 
 def _run_offline(lesson: Lesson, faults: str, options: argparse.Namespace) -> None:
+    """Run a lesson against a mock server in this process."""
     timeout = _timeout(OFFLINE_TIMEOUT)
     try:
         server = MockServer(faults)
@@ -184,6 +192,7 @@ def _run_offline(lesson: Lesson, faults: str, options: argparse.Namespace) -> No
 
 
 def _timeout(default: float) -> float:
+    """Return the read timeout in seconds."""
     text = setting("MISTRAL_TIMEOUT") or str(default)
     with contextlib.suppress(ValueError):
         if 0 < float(text) <= MAX_TIMEOUT:

@@ -125,6 +125,13 @@ class TestOffline:
         )
         assert live_server.log == []
 
+    def test_without_a_key_another_machine_is_not_called(
+        self, monkeypatch: pytest.MonkeyPatch, run_script: RunScript
+    ) -> None:
+        for url in ("https://example.com/v1", "http://["):
+            monkeypatch.setenv("MISTRAL_BASE_URL", url)
+            assert run_script("01_basic_errors")[:2] == (0, OUT)
+
     def test_the_notice_says_how_to_go_live_and_can_be_hidden(
         self, monkeypatch: pytest.MonkeyPatch, run_script: RunScript
     ) -> None:
