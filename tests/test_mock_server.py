@@ -411,6 +411,11 @@ class TestRateLimit:
             clock.now += 60
             assert request(server).headers["x-ratelimit-remaining-tokens-minute"] == "0"
 
+    @pytest.mark.parametrize(("requests", "tokens"), [(1, 100), (100, 8)])
+    def test_a_request_must_fit_both_limits(self, requests: int, tokens: int) -> None:
+        with MockServer(requests_per_minute=requests, tokens_per_minute=tokens) as server:
+            assert statuses(server, 2) == [200, 429]
+
     def test_models_are_not_limited(self) -> None:
         with MockServer(tokens_per_minute=1, requests_per_minute=1) as server:
             for _ in range(3):
