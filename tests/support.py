@@ -75,8 +75,11 @@ class Outcome(NamedTuple):
 
 
 def child_environment(**changes: str | None) -> dict[str, str]:
-    """Return this environment without settings and with UTF-8 output; None unsets a variable."""
-    plain = {"PYTHONIOENCODING": "utf-8", **dict.fromkeys(SETTINGS, "")}
+    """Return this environment without settings, and with UTF-8 output that is buffered.
+
+    None unsets a variable.
+    """
+    plain = {"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "", **dict.fromkeys(SETTINGS, "")}
     merged = {**_environment, **plain, **changes}
     return {name: value for name, value in merged.items() if value is not None}
 

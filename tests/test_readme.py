@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -121,7 +122,7 @@ def test_settings_are_those_of_the_code_and_of_env_example() -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_live_lessons_send_twelve_chat_requests(
+def test_live_lessons_send_twelve_chat_requests_of_a_few_tokens(
     monkeypatch: pytest.MonkeyPatch, run_script: RunScript, tmp_path: Path
 ) -> None:
     assert "The six lessons together send\ntwelve chat requests" in README
@@ -132,7 +133,9 @@ def test_live_lessons_send_twelve_chat_requests(
         chat = api.post(CHAT_URL, json=completion("Hello!"))
         for path in SCRIPTS:
             assert run_script(path.stem).code == 0
-        assert chat.call_count == 12
+        bodies = [json.loads(call.request.body or "") for call in chat.calls]
+        assert len(bodies) == 12
+        assert max(body["max_tokens"] for body in bodies) <= 100
 
 
 def test_every_fault_word_is_in_the_readme() -> None:
