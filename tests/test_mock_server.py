@@ -385,9 +385,13 @@ class TestRateLimit:
         assert received == [("1", None), ("0", None), ("0", "60"), ("0", "1"), ("1", None)]
 
     def test_limit_holds_under_threads(self) -> None:
-        with MockServer(requests_per_minute=5) as server:
-            received = run_in_threads(12, lambda: request(server).status)
-        assert Counter(received) == {200: 5, 429: 7}
+        with MockServer(requests_per_minute=20) as server:
+
+            def status() -> int:
+                response = server.respond("POST", CHAT, KEY, HELLO_BODY)[0]
+                return response.status if response else 0
+
+            assert Counter(run_in_threads(40, status, interleaved=True)) == {200: 20, 429: 20}
 
     def test_injected_error_is_not_counted(self) -> None:
         with MockServer("503,html:502,noquota,drop,ok", requests_per_minute=1) as server:

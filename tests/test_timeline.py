@@ -32,9 +32,14 @@ class TestTimeline:
         ]
 
     def test_a_request_that_has_not_ended_is_drawn_to_the_end(self) -> None:
-        heading, line = timeline([request(0, None, "timeout")])
-        assert heading == "The server saw 1 request:"
-        assert line.count("█") == WIDTH
+        assert timeline([request(0, 0.5), request(2.5, None, "timeout")]) == [
+            "The server saw 2 requests:",
+            "    0.0 s  |█████                         | 200",
+            "    2.5 s  |                         █████| timeout",
+        ]
+
+    def test_one_request(self) -> None:
+        assert timeline([request(0, 0)])[0] == "The server saw 1 request:"
 
     def test_no_requests(self) -> None:
         assert timeline([]) == ["The server saw no requests."]
