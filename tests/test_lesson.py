@@ -343,11 +343,12 @@ class TestExit:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        with Path("/dev/full").open("w") as full:
-            monkeypatch.setattr(sys, "stdout", full)
-            assert exit_code(lambda client: print("Hello!")) == 1
-        sentence = "The output can't be written (No space left on device)."
-        assert capsys.readouterr().err.splitlines()[1:] == [sentence]
+        for end in ("\n", ""):  # a finished line fails in print, an unfinished one at the end
+            with Path("/dev/full").open("w") as full:
+                monkeypatch.setattr(sys, "stdout", full)
+                assert exit_code(lambda client, end=end: print("Hello!", end=end)) == 1
+            sentence = "The output can't be written (No space left on device)."
+            assert capsys.readouterr().err.splitlines()[1:] == [sentence]
 
 
 class TestConsole:
@@ -366,6 +367,12 @@ class TestConsole:
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding))
         assert exit_code(lambda client: print("✓ ✗ █ Grüße 語")) == 0
         assert screen.getvalue().decode(encoding).strip() == shown
+
+    def test_a_program_without_a_console_runs(
+        self, exit_code: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "stdout", None)  # as pythonw.exe has it
+        assert exit_code(lambda client: print("Hello!")) == 0
 
     def test_a_line_is_shown_when_it_is_finished(
         self, exit_code: Callable[..., int], monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ import pytest
 import responses
 
 from conftest import RunScript
-from examples import timeline
+from examples import lesson, timeline
 from lib.errors import ERROR_TABLE, ErrorInfo
 from lib.mock_server import faults
 from support import CHAT_URL, EXPECTED, MODELS_URL, ROOT, SCRIPTS, SETTINGS, completion
@@ -119,6 +119,7 @@ def test_settings_are_those_of_the_code_and_of_env_example() -> None:
     assert named == set(re.findall(r"^#?(MISTRAL_\w+)=", example, re.MULTILINE))
     assert named == set(re.findall(r'setting\("(MISTRAL_\w+)"', code))
     assert "\nMISTRAL_API_KEY=\n" in example  # a copy of it has no key yet
+    assert f"| {lesson.LIVE_TIMEOUT:g}, offline {lesson.OFFLINE_TIMEOUT:g} |" in README
 
 
 @pytest.mark.usefixtures("clock")
