@@ -17,11 +17,18 @@ LESSONS = {
     "token_limits": [],
     "asyncio_client": [],
 }
-ARRIVALS = {
-    ("02_backoff", "--faults", "503,503", "--trace"): [(0.0, "503"), (1.0, "503"), (3.0, "200")],
-    ("03_rate_limits", "--trace"): [(0.0, "200 (slow)"), (1.0, "200 (slow)"), (2.0, "200")],
-    ("04_circuit_breaker", "--trace"): [(0.0, "200"), (0.0, "503"), (0.0, "503"), (1.1, "200")],
-}
+# Each request's arrival and duration in seconds, and its outcome.
+TIMELINES = {
+    ("02_backoff", "--faults", "503,503", "--trace"): [
+        (0.0, 0.0, "503"), (1.0, 0.0, "503"), (3.0, 0.0, "200"),
+    ],
+    ("03_rate_limits", "--trace"): [
+        (0.0, 0.5, "200 (slow)"), (1.0, 1.0, "200 (slow)"), (2.0, 0.0, "200"),
+    ],
+    ("04_circuit_breaker", "--trace"): [
+        (0.0, 0.0, "200"), (0.0, 0.0, "503"), (0.0, 0.0, "503"), (1.1, 0.0, "200"),
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -40,14 +47,14 @@ def test_there_are_six_lessons() -> None:
 
 @pytest.mark.parametrize(
     "expected",
-    [pytest.param(times, marks=script_child(*args)) for args, times in ARRIVALS.items()],
-    ids=[args[0] for args in ARRIVALS],
+    [pytest.param(times, marks=script_child(*args)) for args, times in TIMELINES.items()],
+    ids=[args[0] for args in TIMELINES],
 )
 def test_trace_shows_when_each_request_arrived(
-    expected: list[tuple[float, str]], outcome: Outcome
+    expected: list[tuple[float, float, str]], outcome: Outcome
 ) -> None:
     heading = f"The server saw {len(expected)} requests:\n"
     lines = outcome.err.partition(heading)[2].splitlines()
-    assert [line.rpartition("| ")[2] for line in lines] == [outcome for _, outcome in expected]
-    for line, (seconds, _) in zip(lines, expected, strict=True):
+    assert [line.rpartition("| ")[2] for line in lines] == [outcome for *_, outcome in expected]
+    for line, (seconds, *_) in zip(lines, expected, strict=True):
         assert -0.1 <= float(line.partition(" s ")[0]) - seconds <= 0.5  # a busy machine is late

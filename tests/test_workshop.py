@@ -8,16 +8,18 @@ import re
 import pytest
 
 from examples.failure_scenarios import SCENARIOS
+from examples.timeline import timeline
+from lib.mock_server import LoggedRequest
 from support import EXPECTED, ROOT, SCRIPTS, Outcome, transcript
+from test_transcripts import TIMELINES
 
 WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
 TRANSCRIPTS = [path.read_text("utf-8") for path in EXPECTED.rglob("*.txt")]
 # Each is (before, after, script, arguments, output).
 CHANGES = re.findall(
-    r"\*\*Modify:\*\* change `([^`]+)` to `([^`]+)`, run\n"
-    r"`(\w+)\.py ?([^`]*)`:\n\n```text\n(.*?)```",
+    r"\*\*Modify:\*\* change `([^`]+)` to `([^`]+)`, and run it again:\n\n"
+    r"```console\n\$ python examples/(\w+)\.py ?(.*)\n```\n\n```text\n([^`]*)```",
     WORKSHOP,
-    re.DOTALL,
 )
 
 # Changes a script and runs it: argv is before, after, the script's path, its arguments.
@@ -33,16 +35,24 @@ exec(compile(source, path, "exec"), {"__name__": "__main__", "__file__": path})
 def test_every_scenario_is_shown_with_its_command_and_output() -> None:
     for scenario in SCENARIOS:
         output = transcript(f"failure_scenarios/{scenario.name}").partition("\n\n")[2].rstrip("\n")
-        command = f"python examples/{scenario.script}.py --faults '{scenario.faults}'"
-        assert f"<code>{command}</code> prints</summary>\n\n```text\n{output}\n```" in WORKSHOP, (
-            scenario.name
-        )
+        command = f"$ python examples/{scenario.script}.py --faults '{scenario.faults}'"
+        shown = [
+            f"```console\n{command}{trace}\n```\n\n<details><summary>Output</summary>\n\n"
+            f"```text\n{output}\n```"
+            for trace in ("", " --trace")
+        ]
+        assert any(block in WORKSHOP for block in shown), scenario.name
 
 
-def test_every_block_is_part_of_a_transcript_or_of_a_change() -> None:
-    changed = [output for *_, output in CHANGES]
+def test_every_block_is_part_of_a_transcript_a_timeline_or_a_change() -> None:
+    timelines = [
+        timeline([LoggedRequest(at, length, "POST", "", end) for at, length, end in requests])
+        for requests in TIMELINES.values()
+    ]
+    shown = [*TRANSCRIPTS, *("\n".join(lines) + "\n" for lines in timelines)]
+    shown += [output for *_, output in CHANGES]
     for block in re.findall(r"```text\n(.*?)```", WORKSHOP, re.DOTALL):
-        assert block in changed or any(block in transcript for transcript in TRANSCRIPTS)
+        assert any(block in text for text in shown)
 
 
 def test_every_lesson_has_a_change() -> None:

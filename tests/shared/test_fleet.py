@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from support import ROOT, Child, Outcome, run, transcript
+from support import ROOT, Outcome, run, transcript
 
 FLEET = str(ROOT / "examples" / "many_processes" / "fleet.py")
 
 
-def children(folder: Path) -> dict[str, Child]:
-    refusing = {"REDIS_URL": "redis://127.0.0.1:1"}
-    return {
-        "fleet": Child((FLEET,), folder),
-        "fleet without Redis": Child((FLEET,), folder, refusing),
-    }
-
-
-@pytest.mark.parametrize("name", ["fleet", "fleet without Redis"])
-def test_it_prints_its_transcript(name: str, outcome_of: Callable[[str], Outcome]) -> None:
+@pytest.mark.parametrize(
+    "warnings",
+    [
+        pytest.param(0, marks=pytest.mark.child(FLEET), id="Redis"),
+        pytest.param(4, marks=pytest.mark.child(FLEET, REDIS_URL="redis://127.0.0.1:1"), id="none"),
+    ],
+)
+def test_it_prints_its_transcript(warnings: int, outcome: Outcome) -> None:
     """Without Redis, each of the four paces itself at a quarter of the limit."""
-    outcome = outcome_of(name)
     assert (outcome.code, outcome.out) == (0, transcript("many_processes")), outcome.err
-    assert outcome.err.count("Redis can't be used") == (0 if name == "fleet" else 4)
+    assert outcome.err.count("Redis can't be used") == warnings
 
 
 def test_a_wrong_url_is_a_sentence() -> None:
