@@ -6,6 +6,7 @@ import asyncio
 import runpy
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -114,10 +115,11 @@ def children(
     They run beside the other tests, each in an empty folder with a log of its own. Their
     threads use no timeout: it would sleep, and another test may have a fake ``time.sleep``.
     """
+    folders = tmp_path_factory.mktemp("children")
     started: list[subprocess.Popen[str]] = []
 
     def finish(mark: pytest.Mark) -> Outcome:
-        folder = tmp_path_factory.mktemp("child")
+        folder = Path(tempfile.mkdtemp(dir=folders))
         settings = {"cwd": folder, "MISTRAL_LOG_FILE": str(folder / "errors.log")}
         with start(*mark.args, **{**settings, **mark.kwargs}) as child:
             started.append(child)
