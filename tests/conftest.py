@@ -106,10 +106,13 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     return run
 
 
+Children = dict[str, "Future[tuple[Outcome, Path]]"]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def children(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Outcome]]]:
+) -> Iterator[Children]:
     """Start the child processes of all selected tests with a ``child`` mark.
 
     They run beside the other tests, each in an empty folder with a log of its own. Their
@@ -118,13 +121,13 @@ def children(
     folders = tmp_path_factory.mktemp("children")
     started: list[subprocess.Popen[str]] = []
 
-    def finish(mark: pytest.Mark) -> Outcome:
+    def finish(mark: pytest.Mark) -> tuple[Outcome, Path]:
         folder = Path(tempfile.mkdtemp(dir=folders))
         settings = {"cwd": folder, "MISTRAL_LOG_FILE": str(folder / "errors.log")}
         with start(*mark.args, **{**settings, **mark.kwargs}) as child:
             started.append(child)
             out, err = child.communicate()
-        return Outcome(child.returncode, out, err)
+        return Outcome(child.returncode, out, err), folder
 
     marks = [mark for item in request.session.items for mark in item.iter_markers("child")]
     with ThreadPoolExecutor(4) as pool:
@@ -135,6 +138,13 @@ def children(
 
 
 @pytest.fixture
-def outcome(request: pytest.FixtureRequest, children: dict[str, Future[Outcome]]) -> Outcome:
-    """How the test's child process ended: ``@pytest.mark.child(*arguments, cwd=..., NAME=...)``."""
+def child(request: pytest.FixtureRequest, children: Children) -> tuple[Outcome, Path]:
+    """The end of the test's child process, ``@pytest.mark.child(*arguments, cwd=..., NAME=...)``,
+    and the folder in which it ran."""
     return children[str(request.node.get_closest_marker("child"))].result(timeout=60)
+
+
+@pytest.fixture
+def outcome(child: tuple[Outcome, Path]) -> Outcome:
+    """How the test's child process ended."""
+    return child[0]

@@ -144,7 +144,7 @@ class TestExplore:
     def test_print_of_the_learner_appears_once(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        solution = load(tmp_path, "import sys\ndef say():\n    sys.stdout.write('hello\\n')\n")
+        solution = load(tmp_path, "def say():\n    print('hello')\n")
 
         def scenario(run: RunThreads) -> None:
             run(solution.say, lambda: None)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import random
 import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,7 +18,7 @@ from examples.simulations import rate_limit
 from examples.simulations.chart import PLOT_HEIGHT, WIDTH
 from examples.simulations.report import Report, show
 from examples.simulations.virtual_time import simulate
-from support import EXPECTED, ROOT, Outcome, finish, run, run_in_threads, start
+from support import EXPECTED, ROOT, Outcome, run_in_threads
 
 FOLDER = ROOT / "examples" / "simulations"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -38,23 +36,8 @@ BROOKER = {
 }
 
 
-class AllSimulations:
-    """The command that `make simulate` runs, in the background until its outcome is asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._child = start("examples/simulations", "--output", str(folder))
-
-    @functools.cached_property
-    def outcome(self) -> Outcome:
-        return finish(self._child)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def simulations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AllSimulations]:
-    started = AllSimulations(tmp_path_factory.mktemp("pictures"))
-    yield started
-    assert started.outcome.code == 0
+# `make simulate`, with the pictures in the child's own folder.
+simulate_all = pytest.mark.child(str(FOLDER), "--output", ".")
 
 
 def committed(name: str) -> bytes:
@@ -154,11 +137,12 @@ class TestVirtualTime:
 
 
 class TestCommand:
-    def test_one_simulation_runs_alone_from_any_folder(self, tmp_path: Path) -> None:
-        code, out, err = run(str(FOLDER / "rate_limit.py"), "--output", ".", cwd=tmp_path)
+    @pytest.mark.child(str(FOLDER / "rate_limit.py"), "--output", ".")
+    def test_one_simulation_runs_alone_from_any_folder(self, child: tuple[Outcome, Path]) -> None:
+        (code, out, err), folder = child
         assert (code, err) == (0, "The pictures are in ..\n")
         assert out in TABLES + "\n"
-        assert (tmp_path / "rate_limit.svg").read_bytes() == committed("rate_limit")
+        assert (folder / "rate_limit.svg").read_bytes() == committed("rate_limit")
 
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
@@ -196,8 +180,9 @@ class TestCommand:
 
 
 class TestResults:
-    def test_the_tables_are_the_transcript(self, simulations: AllSimulations) -> None:
-        assert simulations.outcome == (0, TABLES, f"The pictures are in {simulations.folder}.\n")
+    @simulate_all
+    def test_the_tables_are_the_transcript(self, outcome: Outcome) -> None:
+        assert outcome == (0, TABLES, "The pictures are in ..\n")
 
     def test_jitter_agrees_with_brookers_simulator_within_5_percent(self) -> None:
         assert rows("Jitter").keys() == BROOKER.keys()
@@ -218,11 +203,12 @@ class TestResults:
 
 @pytest.mark.parametrize("name", PICTURES)
 class TestPictures:
+    @simulate_all
     def test_the_picture_is_the_one_that_the_simulation_draws(
-        self, name: str, simulations: AllSimulations
+        self, name: str, child: tuple[Outcome, Path]
     ) -> None:
-        assert simulations.outcome.code == 0
-        assert (simulations.folder / f"{name}.svg").read_bytes() == committed(name)
+        _, folder = child
+        assert (folder / f"{name}.svg").read_bytes() == committed(name)
 
     def test_the_picture_is_small_and_says_what_it_shows(self, name: str) -> None:
         assert len(committed(name)) < 30_000

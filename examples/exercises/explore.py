@@ -20,10 +20,8 @@ After CHESS: Musuvathi et al., "Finding and Reproducing Heisenbugs in Concurrent
 from __future__ import annotations
 
 import _thread
-import contextlib
 import dis
 import functools
-import io
 import itertools
 import linecache
 import math
@@ -103,6 +101,7 @@ class Scheduler:
         self._unfinished: set[_Thread] = set()
         self._interruption: _Interruption | None = None
         self._deadlock: DeadlockError | None = None
+        self._is_repeating = False
 
     def explore(
         self, scenario: Callable[[RunThreads], str | None], describe: Callable[[BaseException], str]
@@ -127,6 +126,21 @@ class Scheduler:
 
         if problem := problem_of(run_uninterrupted):
             return problem
+        self._is_repeating = True
+        try:
+            return self._explore_orders(kinds, problem_of)
+        finally:
+            self._is_repeating = False
+
+    def print(self, *values: object, **options: Any) -> None:
+        """Print for the learner's file, once: an exploration repeats the same calls."""
+        if not self._is_repeating:
+            print(*values, **options)
+
+    def _explore_orders(
+        self, kinds: Sequence[int], problem_of: Callable[[RunThreads], str | None]
+    ) -> str | None:
+        """Interrupt one thread of each kind, for each order in which the threads can start."""
         # Two threads of the same kind may swap places: that is the same order.
         different_orders: dict[tuple[int, ...], tuple[int, ...]] = {}
         for order in itertools.permutations(range(len(kinds))):
@@ -145,8 +159,7 @@ class Scheduler:
         interruption = _Interruption(thread, 0, order, happened=True)
         while interruption.happened:  # until the thread has no more instructions
             interruption = _Interruption(thread, interruption.instruction + 1, order)
-            with contextlib.redirect_stdout(io.StringIO()):  # print once, not for each run
-                problem = problem_of(functools.partial(self.run, interruption=interruption))
+            problem = problem_of(functools.partial(self.run, interruption=interruption))
             if problem:
                 return "\n- ".join([problem, *interruption.log])
         return None

@@ -60,7 +60,11 @@ def load(path: Path) -> Any:
         __file__=str(path),
         __scheduler__=scheduler,
         __modules__=modules,
-        __builtins__={**vars(builtins), "__import__": import_with(modules)},
+        __builtins__={
+            **vars(builtins),
+            "__import__": import_with(modules),
+            "print": scheduler.print,
+        },
     )
     sys.modules[MODULE_NAME] = module  # dataclasses look their module up
     exec(code, vars(module))
@@ -96,7 +100,6 @@ def within(seconds: float, action: Callable[[], T]) -> T:
     The seconds are CPU time, so a busy machine changes no verdict; ten times as long by the
     clock ends a call that waits. The action then goes on in its thread: Python cannot stop it.
     """
-    stdout = sys.stdout
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -116,7 +119,6 @@ def within(seconds: float, action: Callable[[], T]) -> T:
         raise error
     for result in results:
         return result
-    sys.stdout = stdout  # ``explore`` may have redirected it
     raise DidNotReturnError(f"it did not return within {seconds:g} s: is there an endless loop?")
 
 
