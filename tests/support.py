@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
@@ -120,13 +120,6 @@ def script_child(name: str, *arguments: str, **environment: str) -> pytest.MarkD
     safe_path = ("-P",) if sys.version_info >= (3, 11) else ()
     path = str(ROOT / "examples" / f"{name}.py")
     return pytest.mark.child(*safe_path, path, *arguments, **environment)
-
-
-def run_parallel(runs: Mapping[str, Callable[[], T]], at_a_time: int = 4) -> Callable[[str], T]:
-    """Run all functions in a few threads; return a function from name to result."""
-    with ThreadPoolExecutor(at_a_time) as pool:
-        futures = {name: pool.submit(run) for name, run in runs.items()}
-    return lambda name: futures[name].result()
 
 
 @contextlib.contextmanager

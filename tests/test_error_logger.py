@@ -18,7 +18,7 @@ import pytest
 
 from lib.error_logger import ErrorLogger, Metrics
 from lib.errors import RateLimitError
-from support import interrupt_everywhere, run_in_threads
+from support import finish, interrupt_everywhere, run_in_threads, start
 
 SECRET = "sk-51d0c0de"
 
@@ -173,6 +173,15 @@ class TestRecord:
         assert (error["message"], error["status_code"]) == ("<unreadable>", None)
 
 
+WRITER = """\
+import sys
+from lib.error_logger import ErrorLogger
+logger = ErrorLogger(sys.argv[1])
+for number in range(300):
+    logger.log_request(str(number), True, None, {"long": "x" * 6000})
+"""
+
+
 class TestManyWriters:
     def test_each_record_is_one_write(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """POSIX keeps it whole among the writes of other threads and processes."""
@@ -200,6 +209,12 @@ class TestManyWriters:
         logger = ErrorLogger(path)
         run_in_threads(4, lambda: log_outcomes(logger, "sf"))
         assert events == ["start", "end"] * 8
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="only POSIX keeps appends whole")
+    def test_processes_that_share_a_file_lose_no_line(self, path: Path) -> None:
+        processes = [start("-c", WRITER, str(path)) for _ in range(3)]
+        assert [finish(process) for process in processes] == [(0, "", "")] * 3
+        assert sorted(types_in(path)) == sorted([str(number) for number in range(300)] * 3)
 
     @pytest.mark.skipif(sys.platform == "win32", reason="only POSIX keeps appends whole")
     def test_loggers_that_share_a_file_lose_no_line(self, path: Path) -> None:
