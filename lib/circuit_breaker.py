@@ -152,7 +152,7 @@ class CircuitBreaker:
         state = self._state
         if isinstance(state, _Closed):
             return "closed"
-        return "open" if self._seconds_left(state) > 0 else "half-open"
+        return "open" if self._remaining(state) > 0 else "half-open"
 
     def call(self, operation: Callable[[], T]) -> T:
         """Call the operation, unless the circuit is open. Return its result or raise its error.
@@ -231,9 +231,9 @@ class CircuitBreaker:
             state = self._state  # another thread may have changed it in the meantime
             is_first_probe = False
             if isinstance(state, _Open):
-                seconds_left = self._seconds_left(state)
-                if seconds_left > 0 or (state.probe and not state.probe.ended):
-                    raise CircuitOpenError(self.name, seconds_left, state.last_failure)
+                remaining = self._remaining(state)
+                if remaining > 0 or (state.probe and not state.probe.ended):
+                    raise CircuitOpenError(self.name, remaining, state.last_failure)
                 is_first_probe = state.probe is None
                 state.probe = call
         if is_first_probe:
@@ -270,7 +270,7 @@ class CircuitBreaker:
         if self._on_state_change:
             self._on_state_change(self.name, old, new)
 
-    def _seconds_left(self, state: _Open) -> float:
+    def _remaining(self, state: _Open) -> float:
         return max(0.0, state.opened_at + self.recovery_timeout - time.monotonic())
 
 

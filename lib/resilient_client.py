@@ -216,12 +216,12 @@ class _Request:
         """Wait for the limiters, then call the operation."""
         owner = self._owner
         if owner.limiter is not None:
-            owner.limiter.acquire(self._seconds_left())
+            owner.limiter.acquire(self._remaining())
         if owner.token_limiter is not None:
-            self._reservation = owner.token_limiter.reserve(self.tokens, self._seconds_left())
-        client, seconds_left = owner.client, self._seconds_left()
-        if seconds_left is not None:
-            client = client.with_options(total_timeout=max(seconds_left, MIN_SECONDS_FOR_A_CALL))
+            self._reservation = owner.token_limiter.reserve(self.tokens, self._remaining())
+        client, remaining = owner.client, self._remaining()
+        if remaining is not None:
+            client = client.with_options(total_timeout=max(remaining, MIN_SECONDS_FOR_A_CALL))
         self._attempts_sent += 1
         try:
             result = operation(client)
@@ -267,7 +267,7 @@ class _Request:
                 if limiter is not None:
                     limiter.pause(seconds)
 
-    def _seconds_left(self) -> float | None:
+    def _remaining(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
 
