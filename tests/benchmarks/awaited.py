@@ -1,4 +1,4 @@
-"""The helpers awaited, beside the async forms of other libraries: CPU time of an await."""
+"""Compare the awaited helpers with the async forms of other libraries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def never(error: BaseException) -> bool:
 
 
 def costs(calls: dict[str, AsyncCall], rounds: int = 60, batch: int = 1000) -> dict[str, float]:
-    """The median cost of one awaited call in µs."""
+    """Return the median cost of one awaited call in µs."""
 
     async def cost_of(call: AsyncCall) -> float:
         start = time.perf_counter()
@@ -88,7 +88,7 @@ def breakers() -> dict[str, float]:
 
 
 def waiting_tasks() -> dict[str, float]:
-    """CPU µs per start while 1,000 tasks wait for 500 starts per second."""
+    """Return the CPU µs per start while 1,000 tasks wait for 500 starts per second."""
 
     def start(acquire: Callable[[], Awaitable[Any]]) -> float:
         async def main() -> float:
@@ -100,7 +100,7 @@ def waiting_tasks() -> dict[str, float]:
         return asyncio.run(main())
 
     def with_aiolimiter() -> float:
-        # One start at a time, as ours: a larger first argument lets a burst through.
+        # One start at a time, as ours: a larger first argument allows a burst.
         limiter = aiolimiter.AsyncLimiter(1, 1 / 500)
         return start(limiter.acquire)
 

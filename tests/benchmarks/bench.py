@@ -1,8 +1,8 @@
-"""This project beside what you might pick instead: ``make bench``.
+"""Compare the speed of this project with the libraries that you might use instead: ``make bench``.
 
-Each row does one job in every library, which is set up to do the same: the same limits,
-the same waits, no log beyond the one that is measured. Where two ways lead to the same,
-the quicker one stands here. What a library can't do is said beside it.
+Each row does one job with every library. All are configured alike: the same limits, the same
+waits, and no log other than the one that is measured. If a library has two ways to do the job,
+the faster one is measured. Comments say what a library cannot do.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from measure import (
     OURS,
     Call,
     Row,
-    beside_ours,
     call_costs,
+    fastest_peer,
     in_threads,
     in_turns,
     medians,
-    quickest_peer,
+    relative_to_ours,
     wall_time,
 )
 from mistralai.client import Mistral
 from peers import (
     PlainJson,
     answer,
-    described,
+    error_fields,
     file_logger,
     guarded,
     is_final,
@@ -70,7 +70,7 @@ from lib.retry import Retrier
 
 
 def retry_that_succeeds_at_once() -> Row:
-    """Three attempts, backoff up to 30 s, jitter; none of it needed."""
+    """Measure the overhead of a retry (three attempts, backoff, jitter) when nothing fails."""
     ours = Retrier(max_attempts=3, base_delay=1.0, max_delay=30.0)
     with_tenacity = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(3),
@@ -78,8 +78,8 @@ def retry_that_succeeds_at_once() -> Row:
         retry=tenacity.retry_if_exception(is_retryable),
         reraise=True,
     )
-    # stamina has no full jitter, only so many seconds at most on top. None of the three
-    # knows Retry-After unless told how to find it; a call that succeeds never asks.
+    # stamina adds jitter to the wait; it has no full jitter. All three need to be told where to
+    # find a Retry-After, which a call that succeeds does not have.
     with_stamina = stamina.retry(
         on=is_retryable, attempts=3, timeout=None, wait_initial=1.0, wait_max=30.0
     )
@@ -98,25 +98,25 @@ def retry_that_succeeds_at_once() -> Row:
     )
     return Row(
         "a retry that succeeds at once",
-        "at most 0.25 of the quickest peer's cost",
-        costs[OURS] <= 0.25 * quickest_peer(costs),
-        beside_ours(costs, "µs"),
+        "at most 0.25 of the cost of the fastest peer",
+        costs[OURS] <= 0.25 * fastest_peer(costs),
+        relative_to_ours(costs, "µs"),
     )
 
 
 def call_through_a_closed_breaker() -> Row:
-    """The circuit is closed and the call succeeds."""
+    """Measure the overhead of a breaker while its circuit is closed and the call succeeds."""
     costs = call_costs(guarded(answer), rounds=200, batch=1000)
     return Row(
         "a call through a closed breaker",
-        "no more than the quickest peer's cost",
-        costs[OURS] <= quickest_peer(costs),
-        beside_ours(costs, "µs"),
+        "at most the cost of the fastest peer",
+        costs[OURS] <= fastest_peer(costs),
+        relative_to_ours(costs, "µs"),
     )
 
 
 def closed_breaker_with_8_threads() -> Row:
-    """Eight threads share a breaker; each of their calls takes 20 ms."""
+    """Compare eight threads that share a breaker with one thread; each call takes 20 ms."""
 
     def slowdown(call: Call) -> float:
         return wall_time(call, times=10, threads=8) / wall_time(call, times=10, threads=1)
@@ -125,16 +125,16 @@ def closed_breaker_with_8_threads() -> Row:
     measures = {name: partial(slowdown, call) for name, call in calls.items()}
     slowdowns = medians(in_turns(measures, rounds=5))
     return Row(
-        "the same with 8 threads and a call of 20 ms: time beside one thread's",
+        "the same with 8 threads and a call of 20 ms: time relative to one thread",
         "1.0 to 1.1",
         slowdowns[OURS] <= 1.1,
-        beside_ours(slowdowns, "x"),
+        relative_to_ours(slowdowns, "x"),
     )
 
 
 def uncontended_reservation() -> Row:
-    """One thread, 1200 a minute, in memory; nobody is refused."""
-    # The peers' windows are emptied after 500. Ours books ahead instead, at the same cost.
+    """Measure a reservation in memory: one thread, 1,200 per minute, no waiting."""
+    # The other limiters are emptied after each batch. Ours books slots in the future instead.
     ours = RateLimiter(max_requests_per_minute=1200)
     rate = limits.RateLimitItemPerMinute(1200)
     moving = MovingWindowRateLimiter(MemoryStorage())
@@ -162,26 +162,26 @@ def uncontended_reservation() -> Row:
     )
     return Row(
         "an uncontended reservation",
-        "at most 0.5 of the quickest peer's cost",
-        costs[OURS] <= 0.5 * quickest_peer(costs),
-        beside_ours(costs, "µs"),
+        "at most 0.5 of the cost of the fastest peer",
+        costs[OURS] <= 0.5 * fastest_peer(costs),
+        relative_to_ours(costs, "µs"),
     )
 
 
 def share_of_the_allowed_rate() -> Row:
-    """Eight threads wait for 1200 starts a minute: how many do they get, and how many at most?
+    """Measure how many of 1,200 starts per minute eight threads get, and the fullest minute.
 
-    All limiters at once, since it takes a minute. limits isn't here: it refuses, but can't wait.
+    All limiters run at the same time, since it takes a minute. limits is missing: it cannot wait.
     """
 
     def evenly() -> pyrate.StateBucket:
-        """Spaced as ours are; a sliding window lets a whole crowd start at once."""
+        """Space the starts evenly, as ours does: a sliding window allows a burst."""
         return pyrate.StateBucket([pyrate.Rate(1200, 60_000, burst=1)])
 
     waits: dict[str, Call] = {
         OURS: RateLimiter(1200).acquire,
-        "pyrate-limiter, 1200 a minute": pyrate.Limiter(pyrate.Rate(1200, 60_000)).try_acquire,
-        "pyrate-limiter, 20 a second": pyrate.Limiter(pyrate.Rate(20, 1000)).try_acquire,
+        "pyrate-limiter, 1,200 per minute": pyrate.Limiter(pyrate.Rate(1200, 60_000)).try_acquire,
+        "pyrate-limiter, 20 per second": pyrate.Limiter(pyrate.Rate(20, 1000)).try_acquire,
         "pyrate-limiter, GCRA": pyrate.Limiter(evenly()).try_acquire,
         "pyrate-limiter, GCRA, buffer_ms=0": pyrate.Limiter(evenly(), buffer_ms=0).try_acquire,
     }
@@ -199,18 +199,18 @@ def share_of_the_allowed_rate() -> Row:
         return sorted(taken)
 
     def share(taken: list[float]) -> float:
-        """At the full rate, start number 1200 comes a minute after start number 0."""
+        """Return percent: at the full rate, start 1,200 comes a minute after start 0."""
         last = min(1200, len(taken) - 1)
         return 100 * (last / 20) / (taken[last] - taken[0])
 
     def fullest_minute(taken: list[float]) -> float:
-        """Less 50 ms, by which a thread on a busy machine may note its start too late."""
+        """Count 59.95 s as a minute: on a busy machine, a thread may note its start 50 ms late."""
         return max(sum(0 <= t - first < 59.95 for t in taken) for first in taken) / 1200
 
     with ThreadPoolExecutor(len(waits)) as pool:
         runs = dict(zip(waits, pool.map(starts, waits.values()), strict=True))
     return Row(
-        "the share of 1200 starts a minute that 8 threads get; beside it the fullest minute / 1200",
+        "share of 1,200 starts per minute that 8 threads get; last column: fullest minute / 1,200",
         "at least 99 %, and never above 1.00",
         share(runs[OURS]) >= 99 and fullest_minute(runs[OURS]) <= 1,
         [(name, f"{share(run):.1f} %", f"{fullest_minute(run):.3f}") for name, run in runs.items()],
@@ -218,15 +218,15 @@ def share_of_the_allowed_rate() -> Row:
 
 
 def log_line() -> Row:
-    """A failed call as a JSON line: the same fields in each file, flushed line by line.
+    """Measure the log record of a failed call: the same JSON fields, flushed line by line.
 
-    Ours also counts, looks for secrets, and opens the file anew, so that it can be rotated.
+    Ours also counts, looks for secrets, and opens the file again, so that it can be rotated.
     """
     error = TimeoutError("api.mistral.ai did not answer in time")
     context = {"model": "mistral-small-latest", "attempts": 3}
 
     def fields() -> dict[str, Any]:
-        return {"success": False, "error": described(error), "context": context}
+        return {"success": False, "error": error_fields(error), "context": context}
 
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
@@ -251,14 +251,14 @@ def log_line() -> Row:
     assert all({**record, "timestamp": ""} == {**records[0], "timestamp": ""} for record in records)
     return Row(
         "a log line",
-        "no more than logging's cost",
+        "at most the cost of logging",
         costs[OURS] <= min(cost for name, cost in costs.items() if name.startswith("logging")),
-        beside_ours(costs, "µs"),
+        relative_to_ours(costs, "µs"),
     )
 
 
 def chat_call() -> Row:
-    """One call to the mock server in another process, over a connection that is kept."""
+    """Measure a call to a mock server in another process, over a kept-alive connection."""
     model = "mistral-small-latest"
     messages: list[Any] = [{"role": "user", "content": "Hello!"}]
     with (
@@ -288,14 +288,14 @@ def chat_call() -> Row:
         )
     return Row(
         "a chat call",
-        "at most 1.15 times the bare session's cost",
+        "at most 1.15 times the cost of the bare session",
         costs[OURS] <= 1.15 * costs[bare],
-        beside_ours(costs, "µs"),
+        relative_to_ours(costs, "µs"),
     )
 
 
 def memory_after_a_million_operations() -> Row:
-    """By how much each helper makes the process grow, once it is warm."""
+    """Measure how much memory each helper adds to the process in a million operations."""
     fallback = FallbackHandler()
     fallback.add_strategy("only", lambda context: "Hello!")
     logger = ErrorLogger(os.devnull)
@@ -308,7 +308,7 @@ def memory_after_a_million_operations() -> Row:
     }
 
     def growth(operation: Call) -> int:
-        """In bytes."""
+        """Return bytes, after a warm-up."""
         process = psutil.Process()
         wall_time(operation, times=10_000, threads=1)
         before = process.memory_info().rss
@@ -318,49 +318,49 @@ def memory_after_a_million_operations() -> Row:
     grown = {name: growth(operation) for name, operation in operations.items()}
     return Row(
         "memory after a million operations of each helper",
-        "flat: less than a byte an operation",
+        "flat: less than one byte per operation",
         max(grown.values()) < 1_000_000,
         [(name, f"{size // 1024:+,} KiB", "") for name, size in grown.items()],
     )
 
 
 def awaited_retry() -> Row:
-    """The same retry in an event loop: nothing fails."""
+    """Measure the awaited form of the retry that succeeds at once."""
     costs = awaited.retries()
     bare = costs.pop("the bare await")
     return Row(
         "an awaited retry that succeeds at once",
-        "the quickest",
-        costs[OURS] <= quickest_peer(costs),
-        beside_ours({**costs, "the bare await": bare}, "µs"),
+        "the fastest",
+        costs[OURS] <= fastest_peer(costs),
+        relative_to_ours({**costs, "the bare await": bare}, "µs"),
     )
 
 
 def awaited_breaker() -> Row:
-    """The same closed breaker in an event loop."""
+    """Measure the awaited form of the call through a closed breaker."""
     costs = awaited.breakers()
     bare = costs.pop("the bare await")
     return Row(
         "an awaited call through a closed breaker",
-        "the quickest",
-        costs[OURS] <= quickest_peer(costs),
-        beside_ours({**costs, "the bare await": bare}, "µs"),
+        "the fastest",
+        costs[OURS] <= fastest_peer(costs),
+        relative_to_ours({**costs, "the bare await": bare}, "µs"),
     )
 
 
 def a_thousand_tasks_at_a_limiter() -> Row:
-    """CPU time per start while 1,000 tasks wait for 500 starts per second."""
+    """Measure the CPU time per start while 1,000 tasks wait for 500 starts per second."""
     costs = awaited.waiting_tasks()
     return Row(
         "CPU per start with 1,000 tasks waiting",
-        "the quickest",
-        costs[OURS] <= quickest_peer(costs),
-        beside_ours(costs, "µs"),
+        "the fastest",
+        costs[OURS] <= fastest_peer(costs),
+        relative_to_ours(costs, "µs"),
     )
 
 
 def cpu_per_start_with_many_waiting_threads() -> Row:
-    """10, 100 and 1,000 threads wait for 6,000 starts per minute, each in its own process."""
+    """Measure 10, 100 and 1,000 threads that wait for 6,000 starts per minute, in processes."""
 
     def cpu(library: str, threads: int) -> float:
         script = Path(__file__).with_name("waiting.py")
@@ -370,7 +370,7 @@ def cpu_per_start_with_many_waiting_threads() -> Row:
     libraries = (OURS, "pyrate-limiter", "limits, sleep loop")
     found = {name: [cpu(name, threads) for threads in (10, 100, 1000)] for name in libraries}
     return Row(
-        "CPU per start with 10, 100 and 1,000 waiting threads; beside it 1,000 against 10",
+        "CPU per start with 10, 100 and 1,000 waiting threads; last column: 1,000 relative to 10",
         "with 1,000 at most 3 times what it costs with 10",
         found[OURS][2] <= 3 * found[OURS][0],
         [
@@ -381,21 +381,21 @@ def cpu_per_start_with_many_waiting_threads() -> Row:
 
 
 def start_over_redis() -> Row:
-    """A start that need not wait, with a server on this machine."""
+    """Measure a start that need not wait, with a server on this machine."""
     import shared  # it needs a server
 
     costs = shared.starts_that_need_not_wait()
     ping = costs.pop("a bare PING")
     return Row(
         "a start over Redis that need not wait",
-        "the quickest",
-        costs[OURS] <= quickest_peer(costs),
-        beside_ours({**costs, "a bare PING": ping}, "µs"),
+        "the fastest",
+        costs[OURS] <= fastest_peer(costs),
+        relative_to_ours({**costs, "a bare PING": ping}, "µs"),
     )
 
 
 def waiting_over_redis() -> Row:
-    """How often Redis is asked for a start."""
+    """Count the round trips to Redis per start."""
     import shared
 
     round_trips = shared.round_trips_of_waiting_starts()
@@ -403,7 +403,7 @@ def waiting_over_redis() -> Row:
         "round trips to Redis per start, with 8 threads waiting for 50 starts per second",
         "1",
         round_trips[OURS] <= 1.05,
-        beside_ours(round_trips, "trips"),
+        relative_to_ours(round_trips, "trips"),
     )
 
 
@@ -431,9 +431,9 @@ def heading() -> str:
     return (
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, "
         f"{os.cpu_count()} cores\n{textwrap.fill(versions, 76)}\n\n"
-        "Everybody in turns, many rounds (the share of a rate: all in the same minute).\n"
-        "The columns: the median, and how many times this project's median it is:\n"
-        "4.00 is four times our cost, 0.50 half of it.\n"
+        "All take turns, for many rounds (the share of a rate: all in the same minute).\n"
+        "Columns: the median, and its ratio to the median of this project. 4.00 is four\n"
+        "times our cost, 0.50 half of it.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""How the benchmark measures: everybody in turns, then medians, then one table."""
+"""Measure calls in turns, and report medians relative to this project."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OURS = "this project"
 
 
 def in_turns(measures: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """What each measure gave, taken A B C A B C ..., so that a busy moment meets them all."""
+    """Take each measure in turns (A B C A B C ...), so that a busy moment affects all of them."""
     taken: dict[str, list[T]] = {name: [] for name in measures}
     for _ in range(rounds):
         for name, measure in measures.items():
@@ -32,7 +32,7 @@ def medians(taken: Mapping[str, list[float]]) -> dict[str, float]:
 def call_costs(
     calls: Mapping[str, Call], *, rounds: int, batch: int, before: Call = lambda: None
 ) -> dict[str, float]:
-    """The median cost of one call in µs. ``before`` runs ahead of each batch, off the clock."""
+    """Return the median cost of one call in µs. ``before`` runs before each batch, not timed."""
 
     def cost_of(call: Call) -> float:
         before()
@@ -45,7 +45,7 @@ def call_costs(
 
 
 def wall_time(call: Call, *, times: int, threads: int) -> float:
-    """Seconds until each of the threads has made so many calls."""
+    """Return the seconds until each thread has made ``times`` calls."""
 
     def work() -> None:
         for _ in range(times):
@@ -64,13 +64,13 @@ def in_threads(work: Call, threads: int) -> None:
         worker.join()
 
 
-def quickest_peer(costs: Mapping[str, float]) -> float:
+def fastest_peer(costs: Mapping[str, float]) -> float:
     return min(cost for name, cost in costs.items() if name != OURS)
 
 
 @dataclass
 class Row:
-    """One job in every library: what to reach, whether it is, and (who, median, beside ours)."""
+    """One job: its target, whether it is reached, and (library, median, relative to ours)."""
 
     job: str
     target: str
@@ -83,8 +83,8 @@ class Row:
         return "\n".join([self.job, *map(str.rstrip, lines), verdict, ""])
 
 
-def beside_ours(medians: Mapping[str, float], unit: str) -> list[tuple[str, str, str]]:
-    """The results of a row: each median, and how many times ours it is."""
+def relative_to_ours(medians: Mapping[str, float], unit: str) -> list[tuple[str, str, str]]:
+    """Return the results of a row: each median, and its ratio to ours."""
     ours = medians[OURS]
     return [
         (name, f"{median:,.2f} {unit}", f"{median / ours:.2f}") for name, median in medians.items()

@@ -1,4 +1,4 @@
-"""What stands beside this project in the benchmark, each library set up for the same job."""
+"""The other libraries of the benchmark, each configured for the same job."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def is_final(error: BaseException) -> bool:
     return not is_retryable(error)
 
 
-def says_nothing(error: BaseException) -> bool:
-    """Not about the service's health: the breakers don't count it."""
+def is_ignored(error: BaseException) -> bool:
+    """Return True if the breakers must not count the error."""
     return getattr(error, "retryable", True) is False
 
 
 def guarded(operation: Call) -> dict[str, Call]:
-    """The operation behind each breaker: five failures in a row open it for a minute."""
+    """Return the operation behind each breaker; five consecutive failures open it for a minute."""
     ours = CircuitBreaker("api", failure_threshold=5, recovery_timeout=60)
     with_pybreaker = pybreaker.CircuitBreaker(
-        fail_max=5, reset_timeout=60, exclude=[says_nothing], throw_new_error_on_trip=False
+        fail_max=5, reset_timeout=60, exclude=[is_ignored], throw_new_error_on_trip=False
     )
-    # Only its decorator looks whether the circuit is open: `with breaker` doesn't.
+    # Its decorator checks whether the circuit is open; `with breaker` does not.
     with_circuitbreaker = circuitbreaker.CircuitBreaker(
         failure_threshold=5,
         recovery_timeout=60,
-        expected_exception=lambda _, e: not says_nothing(e),
+        expected_exception=lambda _, e: not is_ignored(e),
     )
-    # Its documentation fetches the breaker for each call, which takes more than twice as long.
+    # Its documentation gets the breaker for each call, which takes more than twice as long.
     with_purgatory = purgatory.SyncCircuitBreakerFactory(
-        default_threshold=5, default_ttl=60, exclude=[(Exception, says_nothing)]
+        default_threshold=5, default_ttl=60, exclude=[(Exception, is_ignored)]
     ).get_breaker("api")
 
     def call_with_purgatory() -> object:
@@ -75,8 +75,8 @@ def guarded(operation: Call) -> dict[str, Call]:
     }
 
 
-def described(error: Exception) -> dict[str, Any]:
-    """The error as this project logs it."""
+def error_fields(error: Exception) -> dict[str, Any]:
+    """Return the error's fields as this project logs them."""
     return {
         "class": type(error).__name__,
         "message": str(error),
@@ -86,7 +86,7 @@ def described(error: Exception) -> dict[str, Any]:
 
 
 class PlainJson(logging.Formatter):
-    """What one writes by hand, if one knows that each message is a dict."""
+    """A minimal formatter for messages that are dicts."""
 
     def format(self, record: logging.LogRecord) -> str:
         assert isinstance(record.msg, dict)
@@ -121,7 +121,7 @@ def structlog_logger(path: Path, stack: contextlib.ExitStack) -> Any:
 
 
 def loguru_logger(path: Path, stack: contextlib.ExitStack) -> Any:
-    """With a format of its own: ``serialize=True`` writes nearly three times as much."""
+    """Use a format function: ``serialize=True`` writes nearly three times as much."""
 
     def line(record: Any) -> str:
         moment = record["time"].isoformat(timespec="milliseconds")
@@ -137,7 +137,7 @@ def loguru_logger(path: Path, stack: contextlib.ExitStack) -> Any:
 
 @contextlib.contextmanager
 def mock_server() -> Iterator[str]:
-    """The URL of a mock server in a process of its own, as the real one is."""
+    """Yield the URL of a mock server that runs in another process."""
     serve = (
         "import sys; from lib.mock_server import MockServer\n"
         "with MockServer() as server: print(server.url, flush=True); sys.stdin.read()"

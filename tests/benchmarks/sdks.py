@@ -1,4 +1,4 @@
-"""The snippet of lib/README.md for the official SDKs, against the mock server."""
+"""Run the snippet of lib/README.md for the official SDKs against the mock server."""
 
 from __future__ import annotations
 

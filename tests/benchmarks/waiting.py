@@ -1,6 +1,8 @@
-"""CPU time per start while threads wait at a limiter: ``python waiting.py LIBRARY THREADS``.
+"""Print the CPU µs per start while threads wait at a limiter.
 
-A process of its own for each measure, which ends with all of its threads. Prints µs.
+    python waiting.py LIBRARY THREADS
+
+Each measurement is a process, so that its threads end with it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def waits() -> dict[str, Callable[[], object]]:
     rate = limits.RateLimitItemPerSecond(PER_SECOND)
 
     def sleep_until_hit() -> None:
-        """The usual loop around a limiter that cannot wait."""
+        """Loop, as is usual with a limiter that cannot wait."""
         while not moving.hit(rate, "api"):
             time.sleep(0.01)
 
