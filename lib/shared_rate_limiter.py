@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT-0
 """Share one rate limit between processes and machines, over Redis.
 
-A rate limit belongs to the account. Eight workers with a RateLimiter each send eight times
-the limit; eight workers with a SharedRateLimiter of one name send the limit.
+A rate limit applies to the whole account. Eight workers with a RateLimiter each send eight
+times the limit. Eight workers with a SharedRateLimiter of the same name together send no
+more than the limit.
 
     import redis
     client = redis.Redis.from_url(
@@ -11,15 +12,16 @@ the limit; eight workers with a SharedRateLimiter of one name send the limit.
     limiter = SharedRateLimiter(client, "mistral", max_requests_per_minute=600)
     limiter.acquire()
 
-Copy this file with rate_limiter.py. It imports no Redis library: you bring the client, of
-redis (4.6 to 8) or valkey (6). The server is Redis 6 or newer, or Valkey.
+Copy this file with rate_limiter.py. It imports no Redis library: you pass a client of the
+package redis (4.6 to 8) or valkey (6). The server must be Redis 6 or newer, or Valkey.
 
-Each start is one round trip: a script that Redis runs as one step reads the server's own
-clock, so that a worker whose clock is wrong does no harm, and books the next free slot.
+Each start needs one round trip to Redis. A script, which Redis runs as one atomic step, books
+the next free slot. It reads the clock of the Redis server, so a worker whose own clock is
+wrong does no harm.
 
-After the generic cell rate algorithm (GCRA) of ITU-T I.371, as Brandur Leach's redis-cell
-keeps it in Redis (https://brandur.org/rate-limiting), without its burst: starts are evenly
-spaced.
+After the generic cell rate algorithm (GCRA) of ITU-T I.371, which stores only the time of the
+next free slot. Brandur Leach's redis-cell keeps it in Redis
+(https://brandur.org/rate-limiting). Here it allows no bursts: starts are evenly spaced.
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ from .rate_limiter import RateLimiter, RateLimitTimeoutError
 
 logger = logging.getLogger(__name__)
 
-USED_SHARE = 0.985  # of the limit; the rest makes up for starts that reach the API late
-RETRY_REDIS_AFTER = 1.0  # seconds without Redis, before one caller tries it again
+USED_SHARE = 0.985  # of the limit; the rest is a margin for starts that reach the API late
+RETRY_REDIS_AFTER = 1.0  # seconds without Redis until one caller tries it again
 MAX_SOCKET_TIMEOUT = 5.0  # seconds
-FOREVER = 2**53  # microseconds; above it, Lua's numbers are no longer exact
+FOREVER = 2**53  # microseconds; above that, Lua's numbers are not exact
 
-# All times in microseconds. The key holds the time of the next free slot, and expires then.
+# All times are in microseconds. The key holds the time of the next free slot, and expires then.
 BOOK_SLOT = """
 local delay, interval, max_wait = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
@@ -56,7 +58,7 @@ redis.call('SET', KEYS[1], next_slot, 'PX', math.floor((next_slot - now) / 1000)
 return slot - now
 """
 
-# The classes of redis and valkey that say so, by name: neither library is imported here.
+# What redis and valkey raise if they are rejected. By name, since neither library is imported here.
 ACCESS_ERRORS = {"AuthenticationError", "AuthorizationError", "NoPermissionError"}
 
 
@@ -72,19 +74,19 @@ class RedisAccessError(RuntimeError):
 class SharedRateLimiter:
     """Let all processes together start ``max_requests_per_minute`` requests per minute.
 
-    It has the interface of RateLimiter and takes its place. Limiters share a limit if they
-    have the same ``name`` and the same Redis. Each process keeps its callers in line and
-    books a slot for the first of them only, so a process that is killed, or a task that is
-    cancelled, wastes one slot at most. The pace is 98.5 % of the limit: otherwise a start
-    that is late and the next ones in time would be one too many in some window.
+    It has the interface of RateLimiter. Limiters share a limit if they have the same ``name``
+    and use the same Redis. Each process keeps its callers in line and books a slot only for
+    the first of them. So a process that is killed, or a task that is cancelled, wastes at most
+    one slot. The pace is 98.5 % of the limit: at the full pace, one late start followed by
+    punctual ones would exceed the limit in some window.
 
-    While Redis can't be used (refused, silent, read-only, restarting), each process paces
-    itself at ``local_share`` of the limit, logs one warning, and tries Redis again once per
-    second. Set the share to 1 / number of processes, so that together they stay under the
-    limit; the default of 0.1 is right for ten and safe for fewer.
+    While Redis can't be used (it refuses connections, is silent, read-only, restarting or full),
+    each process paces itself at ``local_share`` of the limit, logs one warning, and tries Redis
+    again once per second. Set the share to 1 / number of processes, so that all of them
+    together stay under the limit. The default of 0.1 is right for ten and safe for fewer.
 
-    ``redis_client`` must have a socket_timeout and no retries: a silent server blocks a
-    caller for that long, and a retry could book a second slot.
+    ``redis_client`` must have a socket_timeout, because a silent server blocks a caller for
+    that long. It must make no retries, because a retry could book a second slot.
 
     Thread-safe; threads and asyncio tasks may share one. Raises ValueError for a wrong
     argument. All methods raise RedisAccessError if Redis rejects the client.
@@ -116,9 +118,10 @@ class SharedRateLimiter:
         self._lock = threading.Lock()
 
     def reserve(self) -> float:
-        """Book the next free slot for good. Return the seconds until it; the caller waits.
+        """Book the next free slot. Return the seconds until it; you must wait that long yourself.
 
-        It waits for Redis: from async code, call it with ``asyncio.to_thread``.
+        A booked slot cannot be given back. The call to Redis blocks: from async code, use
+        ``asyncio.to_thread``.
         """
         return self._book(None, in_line=0.0)
 
@@ -131,14 +134,14 @@ class SharedRateLimiter:
         in_line = self._line.acquire(timeout)
         wait = self._book(timeout, in_line)
         if wait > 0:
-            self._line.pause(wait)  # until this slot has come, nobody behind books one
+            self._line.pause(wait)  # callers behind this one book no slot until its slot has come
             time.sleep(wait)
         return in_line + wait
 
     async def acquire_async(self, timeout: float | None = None) -> float:
         """Do what ``acquire`` does, without blocking the event loop.
 
-        The round trip runs in a thread, since the client is not an asyncio one.
+        The call to Redis runs in a thread, because the client is synchronous.
         """
         in_line = await self._line.acquire_async(timeout)
         wait = await asyncio.to_thread(self._book, timeout, in_line)
@@ -150,8 +153,8 @@ class SharedRateLimiter:
     def pause(self, seconds: float) -> None:
         """Block the new starts of all processes for ``seconds``; booked slots are kept.
 
-        Call it with the Retry-After of a 429. Without Redis it blocks this process only. It
-        waits for Redis: from async code, call it with ``asyncio.to_thread``.
+        Call it with the Retry-After of a 429. Without Redis, it blocks only this process. The
+        call to Redis blocks: from async code, use ``asyncio.to_thread``.
         """
         self._line.pause(seconds)
         self._run_script(delay=seconds, interval=0.0, max_wait=math.inf)
@@ -186,7 +189,7 @@ class SharedRateLimiter:
             if self._is_local:
                 if time.monotonic() < self._try_redis_at:
                     return None
-                # This caller tries it; the others keep the local pace meanwhile.
+                # This caller tries Redis; in the meantime, the others keep the local pace.
                 self._try_redis_at = time.monotonic() + RETRY_REDIS_AFTER
         try:
             microseconds = self._script(
@@ -211,7 +214,7 @@ class SharedRateLimiter:
             if self._is_local:
                 return
             self._is_local = True
-            # Random, since all processes lose Redis at the same moment.
+            # Random, because all processes lose Redis at the same moment.
             first_wait = random.random() * self._interval / self.local_share
             self._next_local_slot = max(self._next_local_slot, time.monotonic() + first_wait)
         logger.warning(
@@ -233,7 +236,7 @@ def _check_client(redis_client: Any) -> None:
             "redis_client must be a redis.Redis or valkey.Valkey (not asyncio, not a cluster), "
             f"got {type(redis_client)}"
         )
-    connection = pool.connection_class(**pool.connection_kwargs)  # it connects later, if at all
+    connection = pool.connection_class(**pool.connection_kwargs)  # this does not connect yet
     timeout, retries = connection.socket_timeout, connection.retry._retries
     if not 0 < (timeout or math.inf) <= MAX_SOCKET_TIMEOUT or retries:
         raise ValueError(

@@ -258,8 +258,8 @@ class TestPages:
         assert f"{breaker[1]} % of the calls that arrive between second 20 and 60 succeed" in text
         assert f"With the budget it is {budget[1]} %, with {budget[3]} requests per call" in text
         assert (
-            f"the service gets {attempts[3]} requests per call. A *retry budget* limits the retries of "
-            "all calls together, and every `Retrier` has one. With it, the service gets "
+            f"the service gets {attempts[3]} requests per call. A *retry budget* limits the "
+            "retries of all calls together, and every `Retrier` has one. With it, the service gets "
             f"{budget[3]} requests per call and recovers."
         ) in one_line(README)
 

@@ -37,13 +37,13 @@ EXERCISES = {
     4: "ex4_capstone.py",
     5: "ex5_retry_storm.py",
 }
-SECONDS_PER_RULE = 5.0  # ends an endless loop; a rule takes a fraction of a second
+SECONDS_PER_RULE = 5.0  # gives up on an endless loop; a rule takes a fraction of a second
 WIDTH = 96
 MARKS = {"ok": "✓", "not yet": "✗", "not tried": "-"}
 
 
 class Verdict(NamedTuple):
-    """What came of one rule; ``actual`` says what happened instead, or why it was not tried."""
+    """The outcome of one rule; ``actual`` says what happened, or why the rule was not tried."""
 
     number: int
     rule: Rule
@@ -72,7 +72,7 @@ def show_overview() -> int:
 
 
 def check_exercise(number: int, path: Path, *, hint: int = 1) -> int:
-    """Check every rule of the exercise on the file, print the verdicts; return the exit code."""
+    """Check each rule of the exercise on the file and print the verdicts. Return the exit code."""
     shown = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
     try:
         solution = load_solution(path)
@@ -94,9 +94,9 @@ def check_exercise(number: int, path: Path, *, hint: int = 1) -> int:
     if held == len(rules):
         print(f"\nAll {held} rules hold.")
         if path.parent.name != "solutions":
-            print(f"Compare: examples/solutions/{EXERCISES[number]}")
+            print(f"Compare it with examples/solutions/{EXERCISES[number]}")
         return 0
-    print(f"\n{held} of {len(rules)} rules hold. Fix the first that does not, and check again.")
+    print(f"\n{held} of {len(rules)} rules hold. Fix the first one that fails, and check again.")
     _print_hint(number, solution, hint)
     return FAILED
 
@@ -127,7 +127,7 @@ def check_rules(rules: Sequence[Rule], solution: Any) -> Iterator[Verdict]:
     for number, rule in enumerate(rules, 1):
         needed = [failed[other] for other in rule.needs if other in failed]
         if endless_loop:
-            yield Verdict(number, rule, "not tried", "the call above still runs")
+            yield Verdict(number, rule, "not tried", "the call above has not returned")
         elif needed:
             failed[rule] = min(needed)
             yield Verdict(number, rule, "not tried", f"needs rule {min(needed)}")
@@ -163,7 +163,7 @@ def _progress(number: int, path: Path) -> str:
 
 
 def _check(rule: Rule, solution: Any) -> tuple[str, bool]:
-    """Return what happened instead of what the rule expects, and whether the call still runs."""
+    """Return what happened instead of what the rule expects, and whether the call is running."""
     try:
         return within(SECONDS_PER_RULE, lambda: rule.check(solution)) or "", False
     except KeyboardInterrupt:

@@ -1,20 +1,22 @@
-"""Exercise 1: a retry pool. A connection is expensive to make, so keep it, but check it.
+"""Exercise 1: a retry pool. A connection is expensive to create, so keep it, but check it.
 
 Build a pool that lends connections to many threads. The pool need not know what a connection
-is (a MistralClient, a database connection): it gets one function that creates a connection, and
+is (a MistralClient, a database connection). It gets one function that creates a connection, and
 one that says whether a connection still works.
 
 - At most `max_connections` exist at any time, however many threads ask for one. If all of them
-  are checked out, the caller waits for one, and gets a TimeoutError if that takes too long.
-- A returned connection is used again. It may have become unhealthy while it was idle, so it is
-  checked before it is handed out. (A new connection needs no check.)
-- An unhealthy connection is closed, if it has a close(), and then replaced. Creating one may
-  fail for a moment, so it is retried; if all attempts fail, the caller gets the error.
-- A failure uses up no permit: neither a timeout nor an error.
+  are checked out (lent to a thread), the caller waits for one. If that takes too long, the caller
+  gets a TimeoutError.
+- A returned connection is used again. It may have become unhealthy while it was idle, so the
+  pool checks it before it lends it again. (A new connection needs no check.)
+- An unhealthy connection is closed, if it has a close(), and then replaced. Creating the new one
+  may fail for a moment, so it is retried. If all attempts fail, the caller gets the error.
+- A permit is the right to hold one of the `max_connections` connections. A call that fails, with
+  a timeout or another error, must not use up a permit.
 - No lock is held while `create` or `is_healthy` runs: one slow call must not block all threads.
-- Connections may be equal (==) without being the same, and may have no hash.
+- Two different connections may be equal (==), and a connection may have no hash.
 
-Write your code between the two marks below, add imports above, and check it:
+Write your code between the two marks below, add imports above them, and check it:
 
     make check N=1          (or: python examples/exercises/check.py 1)
 """
@@ -35,9 +37,9 @@ C = TypeVar("C")
 class RetryPool(Generic[C]):
     """Keep up to ``max_connections`` connections for many threads. Thread-safe.
 
-    ``create()`` makes a connection, and is retried with ``retrier`` (by default, three
-    attempts). ``is_healthy(connection)`` returns True if a connection still works; an error
-    that it raises means False. Raises ValueError if ``max_connections`` is below 1.
+    ``create()`` makes a connection. ``retrier`` retries it, by default with three attempts.
+    ``is_healthy(connection)`` returns True if a connection still works; an error that it
+    raises means False. Raises ValueError if ``max_connections`` is below 1.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class RetryPool(Generic[C]):
         # TODO: yours from here
 
     def get_connection(self, timeout: float | None = None) -> C:
-        """Check out a healthy connection, waiting while all are checked out.
+        """Check out a healthy connection. Wait for one while all are checked out.
 
         ``timeout`` is in seconds; None waits without a limit. Raises TimeoutError if no
         connection was returned in time, and the last error of ``create`` if it failed.
@@ -66,7 +68,8 @@ class RetryPool(Generic[C]):
     def release_connection(self, connection: C) -> None:
         """Return a connection to the pool.
 
-        Raises ValueError for one that is not checked out: returned before, or not from this pool.
+        Raises ValueError for a connection that is not checked out: one that was returned before,
+        or that is not from this pool.
         """
         raise NotImplementedError
 
@@ -80,18 +83,18 @@ class RetryPool(Generic[C]):
 
 HINTS = (
     "Count permits, not connections. A thread takes a permit before it does anything else. It "
-    "gives the permit back when it returns its connection, or when it could not get one. Which "
+    "gives the permit back when it returns its connection, or if it could not get one. Which "
     "class of `threading` counts permits, and can wait for one with a timeout?",
     "threading.Semaphore(max_connections) counts the permits: acquire(timeout=timeout) returns "
     "False when the time is up. You also need a list of the idle connections, a record of the "
-    "checked-out ones, and a Lock that protects both. Hold the lock only to look and to change; "
+    "checked-out ones, and a Lock that protects both. Hold the lock only to read or change them; "
     "release it before you call create, is_healthy or close.",
-    "get_connection: acquire a permit or raise TimeoutError. The rest stands in a try block whose "
+    "get_connection: acquire a permit or raise TimeoutError. Put the rest into a try block, whose "
     "except clause releases the permit and raises again. While there is an idle connection: pop "
     "one (with the lock), call is_healthy (without it), and use the connection or close it. If "
     "none is idle: self._retrier.call(self._create). Record it as checked out by id(connection), "
     "which works for any object. release_connection: with the lock, raise ValueError unless it "
-    "is recorded as checked out, else move it to the idle ones; then release the permit. "
+    "is recorded as checked out, otherwise move it to the idle ones; then release the permit. "
     "connection: get one, then yield it inside try/finally.",
 )
 

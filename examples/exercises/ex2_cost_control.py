@@ -1,19 +1,19 @@
 """Exercise 2: cost control. A runaway loop must not use up your account's money.
 
-Build a controller that decides before every call whether there is money for it. What a call
-costs is known only when its response has come, so:
+Build a controller that decides before each call whether there is enough money for it. The cost of
+a call is known only when its response has arrived, so:
 
 - Before the call, reserve the worst case: the whole prompt, and a completion as long as
-  `max_tokens` allows. If that is more than what remains, the call is not made.
-- After the call, settle: what the call cost is spent, and the rest of its reservation is free
-  again. A response that cost more than was reserved is spent in full: you will be billed for it.
+  `max_tokens` allows. If that costs more than what remains, the call is not made.
+- After the call, settle: the real cost is booked as spent, and the rest of the reservation is
+  free again. If a response cost more than was reserved, book the full cost: you will be billed.
 - A failed call costs nothing: its reservation is released.
-- Check and book in one step. Otherwise another thread checks in between, and both spend the
-  same money.
-- Money is Decimal from end to end. In floats, 0.1 + 0.2 is 0.30000000000000004. And a call that
-  costs a ten-thousandth of a cent must not be rounded to nothing.
+- Check and book in one step. Otherwise another thread can check in between, and both threads
+  spend the same money.
+- All money is Decimal, because in floats 0.1 + 0.2 is 0.30000000000000004. Never round: a call
+  that costs a ten-thousandth of a cent must count too.
 
-Write your code between the two marks below, add imports above, and check it:
+Write your code between the two marks below, add imports above them, and check it:
 
     make check N=2          (or: python examples/exercises/check.py 2)
 """
@@ -63,7 +63,7 @@ class Reservation:
 
 
 class CostController:
-    """Keep what all threads spend together within ``budget`` (USD). Thread-safe."""
+    """Keep the spending of all threads together within ``budget`` (USD). Thread-safe."""
 
     def __init__(self, budget: Decimal, prices: Mapping[str, Price] = PRICES) -> None:
         self._budget = budget
@@ -73,17 +73,17 @@ class CostController:
     def reserve(self, model: str, prompt_tokens: int, max_tokens: int) -> Reservation:
         """Set aside the worst case: the prompt and ``max_tokens`` completion tokens.
 
-        Raises BudgetExceededError if it is more than what remains, UnknownModelError for a
-        model without a price, ValueError for a negative number of tokens. After an error,
+        Raises BudgetExceededError if that costs more than what remains, UnknownModelError for a
+        model without a price, and ValueError for a negative number of tokens. After an error,
         nothing is set aside.
         """
         raise NotImplementedError
 
     def settle(self, reservation: Reservation, usage: Usage | None) -> None:
-        """Book what the call cost, and free the rest of its reservation.
+        """Book the real cost of the call as spent, and free the rest of its reservation.
 
-        ``usage`` comes with the response. Without it (None), the whole reservation is booked:
-        it is safer to count too much than too little. Raises ValueError for a reservation that
+        ``usage`` comes with the response. If it is None, the whole reservation is booked: it is
+        safer to count too much than too little. Raises ValueError for a reservation that
         is not open (settled or released before, or made by another controller), and for a
         negative number of tokens. After an error, nothing has changed.
         """
@@ -117,13 +117,14 @@ HINTS = (
     "happen in one step, so that no other thread can run in between?",
     "Keep `self._spent = Decimal(0)`, a set of the open reservations, and a Lock. reserve: first "
     "compute the amount (settle can use the same method for the cost of some tokens). Then, "
-    "holding the lock, compare it with what remains and add the reservation. settle and release: "
-    "holding the lock, raise ValueError unless the reservation is open, then close it.",
+    "while holding the lock, compare it with what remains and add the reservation. settle and "
+    "release: while holding the lock, raise ValueError unless the reservation is open, then close "
+    "it.",
     "The cost is (prompt_tokens * price.prompt + tokens * price.completion) / 1_000_000: an int "
     "times a Decimal is a Decimal, and dividing by a power of ten loses nothing. reserved is "
-    "sum((r.amount for r in self._open), Decimal(0)). reserve: holding the lock, raise if the "
-    "amount is more than budget - spent - reserved, else add a Reservation to self._open. A "
-    "method that holds the lock must not read a property that takes it: a thread that takes a "
+    "sum((r.amount for r in self._open), Decimal(0)). reserve: while holding the lock, raise if "
+    "the amount is more than budget - spent - reserved, otherwise add a Reservation to self._open. "
+    "A method that holds the lock must not read a property that takes it: a thread that takes a "
     "Lock twice waits forever.",
 )
 

@@ -1,21 +1,22 @@
 """Exercise 3: a health monitor. Is the API healthy, and how do you know?
 
-Build a monitor that knows it in two ways:
+Build a monitor that finds out in two ways:
 
-- From outside, by asking. `check_health()` requests the list of models, the usual health check:
-  it is cheap, and it shows that the API responds at all.
-- From inside, by remembering. Your program calls `record(True)` or `record(False)` after each of
-  its calls. The error rate is the share of failures in the last `window_seconds`; older calls
-  don't count, because they say nothing about the current state.
+- It asks the API. `check_health()` requests the list of models, the usual health check: it is
+  cheap, and it shows that the API responds at all.
+- It remembers the calls of your program, which calls `record(True)` or `record(False)` after each
+  of them. The error rate is the share of failures in the last `window_seconds`. Older calls don't
+  count, because they say nothing about the current state.
 
-A list of models does not prove that a chat works. If an account has used up its budget, the list
+A list of models does not prove that a chat works. If the account's budget is used up, the list
 still comes (200), but every chat fails (402, PaymentRequiredError). So the monitor has a second,
-more expensive check: `check_chat()` asks for one token of chat.
+more expensive check: `check_chat()` sends a chat whose answer is limited to one token.
 
-A health check feeds a dashboard: it reports errors, and never raises them. While a slow check
-waits for its response, other threads can record: no lock is held while it calls the API.
+A dashboard shows the result of a health check, so the check reports errors and never raises them.
+While a slow check waits for its response, other threads must be able to record: hold no lock
+while you call the API.
 
-Write your code between the two marks below, add imports above, and check it:
+Write your code between the two marks below, add imports above them, and check it:
 
     make check N=3          (or: python examples/exercises/check.py 3)
 """
@@ -32,9 +33,9 @@ from lib.client import MistralClient
 class Health(TypedDict):
     """The result of a check.
 
-    ``response_time`` is how long the response took, in seconds (by ``time.monotonic()``);
-    None if there was none or it was an error. ``error_rate`` is failed calls / all calls in
-    the window (0.0 to 1.0); None if there were no calls, which is not the same as no errors.
+    ``response_time`` is how long the response took, in seconds (by ``time.monotonic()``). It is
+    None if the request failed. ``error_rate`` is failed calls / all calls in the window (0.0 to
+    1.0). It is None if there were no calls: that is not the same as no errors.
     """
 
     api_status: Literal["up", "degraded", "down"]
@@ -55,7 +56,7 @@ class HealthMonitor:
         raise NotImplementedError
 
     def check_health(self) -> Health:
-        """Request the models: "up" if they come, "down" after any MistralError.
+        """Request the models. The status is "up" if they come, "down" after any MistralError.
 
         It raises no MistralError, and is not recorded as a call.
         """
@@ -64,8 +65,9 @@ class HealthMonitor:
     def check_chat(self) -> Health:
         """Do ``check_health()`` and, if that is "up", send a chat with ``max_tokens=1``.
 
-        "up" if the chat works; ``response_time`` is the chat's. "degraded" if the chat fails.
-        "down", with no chat sent, if the models don't come. It raises no MistralError.
+        The status is "up" if the chat works, and ``response_time`` is that of the chat. It is
+        "degraded" if the chat fails, and "down" if the models don't come; then no chat is sent.
+        It raises no MistralError.
         """
         raise NotImplementedError
 
@@ -73,8 +75,8 @@ class HealthMonitor:
 
 
 HINTS = (
-    "Start with record and the error rate: keep (time, success) pairs in the order in which they "
-    "come. The oldest ones are at one end; which class of `collections` is fast at both ends? "
+    "Start with record and the error rate: keep (time, success) pairs, the oldest first. You "
+    "add at one end and remove at the other; which class of `collections` is fast at both ends? "
     "Then look at the two checks: what do they have in common?",
     "Use a deque and a Lock. When you record and when you count, remove pairs from the left while "
     "they are older than now - window_seconds. Both checks make a call, measure the time, and "

@@ -1,11 +1,11 @@
 """Exercise 4: all helpers together, in the right order.
 
 You have a client that sends requests, a retrier, a circuit breaker and a rate limiter. They can
-be wrapped around each other in many orders. While nothing fails, every order works. Under faults
-only one does what you want:
+be wrapped around each other in many orders. While nothing fails, every order works. When requests
+fail, only one order does what you want:
 
 - The breaker sees each attempt. It can open between two attempts, and that ends the retries.
-- An open circuit sends nothing, and uses up no slot of the limiter.
+- While the circuit is open, nothing is sent, and no slot of the limiter is used up.
 - Each attempt is paced, retries included: a retry is a request like any other.
 - A bad request (400) is sent once, and does not count as a failure of the service.
 
@@ -13,7 +13,7 @@ Predict first. The API responds to every request with 503, the retrier makes 4 a
 breaker opens after 2 failures. How many requests are sent if the retries are inside the breaker?
 How many if the breaker is inside the retries? The check shows what the server saw.
 
-Write your code between the two marks below, add imports above, and check it:
+Write your code between the two marks below, add imports above them, and check it:
 
     make check N=4          (or: python examples/exercises/check.py 4)
 """
@@ -50,8 +50,8 @@ def resilient_chat(
 
 HINTS = (
     "`retrier.call(operation)` and `breaker.call(operation)` call the function that they get; "
-    "`limiter.acquire()` waits for a slot. Write each of the first three points above as 'X "
-    "happens inside Y'. What order follows from that?",
+    "`limiter.acquire()` waits for a slot. Write each of the first three points above as 'X is "
+    "inside Y'. Which order follows from that?",
     "The breaker sees each attempt, so it is called once per attempt, inside the retries. An open "
     "circuit uses no slot, so the slot is taken inside the breaker. Two small functions are "
     "enough: one waits for a slot and calls the API, the other passes the first to the breaker.",

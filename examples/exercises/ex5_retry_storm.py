@@ -1,26 +1,26 @@
 """Exercise 5: end the retry storm. A spike of load must not become an outage that lasts.
 
-A service gets slower with each request that it works on. 40 calls per second arrive, it
-answers each in less than 2 seconds, and all is well. For 5 seconds, 80 calls per second
-arrive. Now it needs more than 3 seconds for some requests, and their clients give up. If
-each of them sends its request again, there are more requests, and the service gets slower
-still: a retry storm, which goes on after the spike is over (`make simulate` draws it).
+A service gets slower with each request that it works on. Usually 40 calls per second arrive,
+and it responds to each in less than 2 seconds. Then, for 5 seconds, 80 calls per second arrive.
+The service now needs more than 3 seconds for some requests, and their clients give up. If these
+clients send their requests again, there are even more requests, and the service gets even
+slower. This is a retry storm. It continues after the spike is over (`make simulate` draws it).
 
 Write the client that a program shares among all its calls:
 
 - A transient failure is retried: its error has `retryable = True`. A call sends at most three
   requests.
 - An error that is not transient is raised at once.
-- A service that is down gets its normal load, and at most a few more requests.
-- Clients that fail together don't come back together.
+- A service that is down gets its normal load and only a few more requests.
+- Calls that fail together are not retried at the same moment.
 - When the spike is over, the outage is over.
 
-Predict first: which of these does exponential backoff with full jitter keep, alone? You may
-build the client from the parts in lib/retry.py and lib/circuit_breaker.py, or by hand with
+Predict first: which of these rules does exponential backoff with full jitter keep by itself? You
+may build the client from the parts in lib/retry.py and lib/circuit_breaker.py, or by hand with
 `asyncio.sleep` and `time.monotonic`. The check runs it in a simulation, with thousands of
 calls in virtual time.
 
-Write your code between the two marks below, add imports above, and check it:
+Write your code between the two marks below, add imports above them, and check it:
 
     make check N=5          (or: python examples/exercises/check.py 5)
 """
@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 class Client:
-    """Calls the service for one program; all calls of the program share it.
+    """Call the service for one program, which shares one Client among all its calls.
 
     ``send()`` sends one request and returns the response, or raises an error.
     """
@@ -55,8 +55,7 @@ class Client:
 HINTS = (
     "Backoff and jitter only decide when a retry is sent. While the service is down, three "
     "attempts per call are three times the load, however long they wait. What could limit the "
-    "number of retries of all calls together, and where must it be kept so that all calls share "
-    "it?",
+    "number of retries of all calls together? Where must you keep it, so that all calls share it?",
     "`Retrier` has a budget: a retry costs a token, successes and time earn tokens back. Every "
     "Retrier has a budget of its own, so the place where you make the Retrier decides what is "
     "shared. A circuit breaker around each attempt ends the storm as well, but only with a short "

@@ -1,17 +1,17 @@
-"""Find races on purpose: interrupt a thread at every instruction, with the same result each time.
+"""Find races without luck: interrupt a thread at each instruction, with the same result each time.
 
-A missing lock shows only if a thread is interrupted at the wrong instruction and another one
-runs. By chance, that happens once in a million calls. ``Scheduler.explore`` makes it happen:
-it runs a scenario again and again, and each time one thread is stopped before its n-th bytecode
-instruction in the learner's file. The other threads run until they end or wait; then the stopped
-thread goes on. One interruption at the right place is enough for most bugs.
+A missing lock shows only if a thread is interrupted at the wrong instruction and another thread
+runs. By chance, that happens perhaps once in a million calls. ``Scheduler.explore`` makes it
+happen. It runs a scenario again and again. In each run, it stops one thread before another
+bytecode instruction of the learner's file. The other threads run until they end or wait; then the
+stopped thread continues. One interruption at the right place is enough for most bugs.
 
 To make this repeatable, only one thread runs at a time, and the scheduler decides which. The
 learner's file imports the ``threading``, ``queue`` and ``time`` of virtual_modules.py: their locks
 belong to the scheduler, and their time is virtual. When all threads wait, the clock jumps to the
-earliest timeout. When there is none, that is a deadlock, and it is reported at once.
+earliest timeout. If there is none, that is a deadlock, and it is reported at once.
 
-It does not find a bug that needs two interruptions of a run.
+The scheduler does not find a bug that needs two interruptions in the same run.
 
 After CHESS: Musuvathi et al., "Finding and Reproducing Heisenbugs in Concurrent Programs"
 (OSDI 2008).
@@ -34,7 +34,8 @@ from typing import Any, Protocol
 
 Errors = type[Exception] | tuple[type[Exception], ...]
 
-# Instructions that touch nothing that threads share: stopping before the next one is the same.
+# Instructions that use nothing that threads share. Stopping before one of them has the same effect
+# as stopping before the next instruction.
 PRIVATE = ("LOAD_FAST", "STORE_FAST", "LOAD_CONST", "POP_TOP", "POP_BLOCK", "POP_EXCEPT", "COPY",
            "SWAP", "DUP_TOP", "ROT_", "BUILD_", "RETURN_", "JUMP_FORWARD", "JUMP_BACKWARD",
            "JUMP_ABSOLUTE", "PUSH_NULL", "RESUME", "PRECALL", "KW_NAMES", "NOP")  # fmt: skip
@@ -44,7 +45,7 @@ CLOCK_TICK = 1e-6  # seconds for each look at the clock, so that a loop that pol
 
 
 class DeadlockError(BaseException):
-    """No thread can run any more. Not an Exception, so that no ``except Exception`` hides it."""
+    """No thread can run any more. Not an Exception, so ``except Exception`` does not hide it."""
 
 
 class RunThreads(Protocol):
@@ -87,9 +88,9 @@ class _Interruption:
 
 
 class Scheduler:
-    """Runs threads one at a time, in an order that is the same every time.
+    """Run threads one at a time, in an order that is the same every time.
 
-    ``file`` is the learner's file: threads are interrupted in it, and nowhere else.
+    ``file`` is the learner's file: threads are interrupted only in its code.
     """
 
     def __init__(self, file: str) -> None:
@@ -106,7 +107,7 @@ class Scheduler:
     def explore(
         self, scenario: Callable[[RunThreads], str | None], describe: Callable[[BaseException], str]
     ) -> str | None:
-        """Run the scenario without an interruption, then with every single one.
+        """Run the scenario without an interruption, then once with each possible interruption.
 
         The scenario makes fresh objects, runs its threads with the function that it gets, and
         returns the problem in words, or None. ``describe`` puts an error into words. Return
@@ -235,7 +236,7 @@ class Scheduler:
         self._now += seconds
 
     def _pass_on(self) -> None:
-        """Give the baton to the thread that has been ready longest, the stopped one last."""
+        """Give the baton to the thread that has been ready longest; the stopped one comes last."""
         if not self._ready:
             self._pass_time()
         stopped = self._interruption and self._interruption.stopped

@@ -1,4 +1,4 @@
-"""What the rules of every exercise are made of. To do the exercises you need not read it."""
+"""What the rules of all exercises share. You need not read it to do the exercises."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MODULE_NAME = "your_solution"
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that must hold.
+    """One rule that a solution must keep.
 
-    ``called`` and ``expected`` say in words what ``check`` does and expects. ``check`` gets
-    the learner's module, and returns what happened instead, or None if all is as expected.
-    A rule is not tried if one of those that it ``needs`` does not hold: it would only fail too.
+    ``called`` and ``expected`` say in words what ``check`` does and expects. ``check`` gets the
+    learner's module. It returns None if the rule holds, otherwise what happened instead. A rule
+    is not tried if a rule that it ``needs`` does not hold, because it would fail too.
     """
 
     description: str
@@ -91,14 +91,15 @@ def advance_clock(solution: Any, seconds: float) -> None:
 
 
 class DidNotReturnError(Exception):
-    """A call still runs when its time is up."""
+    """A call has not returned in time."""
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:
     """Return the action's result or raise its error; DidNotReturnError if it takes longer.
 
-    The seconds are CPU time, so a busy machine changes no verdict; ten times as long by the
-    clock ends a call that waits. The action then goes on in its thread: Python cannot stop it.
+    ``seconds`` is CPU time, so a busy machine changes no verdict. A call that only waits is given
+    up after ten times as long by the clock. The action then continues in its thread, because
+    Python cannot stop it.
     """
     results: list[T] = []
     errors: list[BaseException] = []

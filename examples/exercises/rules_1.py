@@ -1,4 +1,4 @@
-"""The rules of exercise 1. To do the exercise you need not read them."""
+"""The rules of exercise 1. You need not read them to do the exercise."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class WithoutClose:
 
 @dataclass
 class Equal:
-    """A connection that equals every other one and has no hash."""
+    """A connection that is equal to all others and has no hash."""
 
     healthy: bool = True
     closed: bool = False
@@ -50,7 +50,7 @@ class UnavailableError(Exception):
 
 
 class Factory:
-    """A ``create`` that records what it made, and fails as often as a rule asks for."""
+    """A ``create`` that records its connections, and fails as often as a rule asks for."""
 
     def __init__(self, kind: Callable[[], Any] = Connection, failures: int = 0) -> None:
         self.created: list[Any] = []
@@ -165,7 +165,7 @@ def waits_for_one(solution: Any) -> str | None:
 
 
 @rule(
-    "one returned connection serves one waiting caller; the other waits on",
+    "one returned connection serves one waiting caller; the other continues to wait",
     called="max_connections=1, c is checked out; threads 1 and 2 call get_connection(timeout=0.1), "
     "thread 3 release_connection(c)",
     expected="one thread gets c, the other a TimeoutError",
@@ -389,7 +389,7 @@ def with_block_returns_it(solution: Any) -> str | None:
 
 
 @rule(
-    "returning what is not checked out is a ValueError, and changes nothing",
+    "returning a connection that is not checked out is a ValueError, and changes nothing",
     called="max_connections=1; release_connection(c) a second time, release_connection(foreign); "
     "then get_connection() twice",
     expected="2 ValueErrors; then c, and a TimeoutError",
@@ -489,7 +489,7 @@ def health_checks_overlap(solution: Any) -> str | None:
 
 
 class Meeting:
-    """Where two threads wait for each other, for up to a second of virtual time."""
+    """Let two threads wait for each other, for up to a second of virtual time."""
 
     def __init__(self, solution: Any) -> None:
         self.took_place = False
@@ -498,7 +498,7 @@ class Meeting:
         self._broken_barrier = threading.BrokenBarrierError
 
     def wait(self) -> None:
-        """Wait until the other thread comes too, or a second has passed."""
+        """Wait until the other thread also waits, or a second has passed."""
         with contextlib.suppress(self._broken_barrier):
             self._barrier.wait(timeout=1.0)
             self.took_place = True

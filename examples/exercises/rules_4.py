@@ -1,4 +1,4 @@
-"""The rules of exercise 4. To do the exercise you need not read them."""
+"""The rules of exercise 4. You need not read them to do the exercise."""
 
 from __future__ import annotations
 

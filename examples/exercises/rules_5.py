@@ -1,4 +1,4 @@
-"""The rules of exercise 5. To do the exercise you need not read them."""
+"""The rules of exercise 5. You need not read them to do the exercise."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from examples.simulations.retry_storm import END, RequestError, Server, Traffic,
 from examples.simulations.virtual_time import simulate
 from lib.circuit_breaker import CircuitOpenError
 
-SEED = 2  # a storm that three attempts per call keep up
-PATIENCE = 100  # seconds of virtual time
+SEED = 2  # with this seed, three attempts per call keep the storm going
+PATIENCE = 100  # seconds of virtual time that we wait for the last call
 
 
 class UnavailableError(RequestError):
@@ -64,7 +64,7 @@ class RestartingServer(FailingServer):
 
 
 class CallsNeverEndError(RuntimeError):
-    """Some calls are still under way long after the last one arrived."""
+    """Some calls have not ended long after the last one arrived."""
 
 
 def client_class(solution: Any) -> Any:
@@ -164,7 +164,7 @@ def load_on_a_service_that_is_down(solution: Any) -> str | None:
 
 
 @rule(
-    "clients that fail together don't come back together",
+    "calls that fail together are not retried at the same moment",
     called="100 calls at the same moment, which all fail; half a second later the service is back",
     expected="at most half of the retries arrive within the same 10 ms",
 )

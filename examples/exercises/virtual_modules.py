@@ -1,7 +1,7 @@
 """Give the learner's file a ``threading``, ``queue`` and ``time`` that a Scheduler controls.
 
-Only Lock is written here. The standard library builds the rest from locks, in Python (Condition,
-Semaphore, Event, Barrier, Queue, ...): its own source is executed again, with this Lock.
+Only Lock is written here. The standard library builds the other classes from locks, in Python
+(Condition, Semaphore, Event, Barrier, Queue, ...). Their source is executed again, with this Lock.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     make run-many-processes
 
-The account allows 60 requests per minute. A limiter in each worker paces that worker: four
-workers send 240 per minute, and the server rejects what is too much. A limiter over Redis
-paces all of them. Both fleets run at the same time, each against a server of its own.
+The account allows 60 requests per minute. A limiter in each worker paces only that worker, so
+four workers send 240 per minute, and the server rejects most of them. A limiter over Redis
+paces all workers together. Both fleets run at the same time, each against its own server.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ from lib.shared_rate_limiter import RedisAccessError, SharedRateLimiter
 
 WORKERS = 4
 REQUESTS_PER_MINUTE = 60
-SECONDS = 16  # the server counts over a minute: 240 per minute are too many after 15 s
+SECONDS = 16  # at 240 per minute, the limit of 60 is used up after 15 s
 
 
 def work(api_url: str, redis_url: str | None) -> None:
-    """Send what the limiter allows in 16 seconds."""
+    """Send as many requests as the limiter allows in 16 seconds."""
     limiter: RateLimiter | SharedRateLimiter
     if redis_url is None:
         limiter, requests = RateLimiter(REQUESTS_PER_MINUTE), SECONDS + 1  # one at 0 s
@@ -49,7 +49,7 @@ def work(api_url: str, redis_url: str | None) -> None:
         try:
             for _ in range(requests):
                 limiter.acquire()
-                with contextlib.suppress(RateLimitError):  # the server counts them
+                with contextlib.suppress(RateLimitError):  # the server's log has it
                     mistral.chat([{"role": "user", "content": "Hello!"}])
         except RedisAccessError as error:
             sys.exit(str(error))
@@ -68,7 +68,7 @@ def start_fleet(api_url: str, redis_url: str | None) -> list[multiprocessing.Pro
 
 @contextlib.contextmanager
 def redis_url() -> Iterator[str]:
-    """Yield the URL of your Redis or, without REDIS_URL, of a server that runs until the end."""
+    """Yield REDIS_URL or, if it is not set, the URL of a server that stops at the end."""
     if url := os.environ.get("REDIS_URL"):
         try:
             redis.Redis.from_url(url)

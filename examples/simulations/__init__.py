@@ -1,1 +1,1 @@
-"""What retries, jitter, budgets and limits do to a service: `make simulate`."""
+"""Simulate what retries, jitter, budgets and limits do to a service: `make simulate`."""

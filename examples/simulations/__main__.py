@@ -1,4 +1,4 @@
-"""All simulations: thousands of clients in virtual time, a table and a picture each.
+"""Run all simulations in virtual time: each prints a table and draws a picture.
 
 python examples/simulations             # from any directory; also: make simulate
 python -m examples.simulations --seed 2 --output /tmp

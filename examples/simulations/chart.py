@@ -1,4 +1,4 @@
-"""Draw line charts as SVG with the standard library, readable in light and in dark mode."""
+"""Draw line charts as SVG, with the standard library only. They adapt to light and dark mode."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One plot. Each axis begins at 0 and ends at its last tick."""
+    """One plot. Each axis starts at 0 and ends at its last tick."""
 
     title: str
     x_label: str
     x_ticks: Sequence[int]
     y_ticks: Sequence[int]
     lines: Sequence[Line]
-    shaded: Point = (0, 0)  # a stretch of the x axis
+    shaded: Point = (0, 0)  # start and end of a shaded area, on the x axis
 
 
 def draw(title: str, description: str, panels: Sequence[Panel], *, columns: int) -> str:
-    """Return the panels as an SVG document. They share a legend, so their lines must match."""
+    """Return the panels as an SVG document. All panels need the same lines: they share a legend."""
     cell_width, cell_height = WIDTH / columns, ABOVE + PLOT_HEIGHT + BELOW
     height = HEADER + cell_height * -(-len(panels) // columns)
     parts = [

@@ -1,11 +1,11 @@
 """Simulation: what does jitter buy? Many clients update the same row at the same time.
 
 A client reads the row and writes it. The write fails if another client has written since
-the read (optimistic concurrency control). Then the client waits, and starts again, until
-it has succeeded once. The retrier decides how long it waits.
+the read (optimistic concurrency control). Then the client waits and starts again, until it
+has succeeded once. The retrier decides how long the client waits.
 
-The model and its numbers are those of Marc Brooker, "Exponential Backoff And Jitter" (AWS
-Architecture Blog, 2015); his simulator is github.com/aws-samples/aws-arch-backoff-simulator.
+After Marc Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015), with his
+numbers; his simulator is github.com/aws-samples/aws-arch-backoff-simulator.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from examples.simulations.virtual_time import simulate
 from lib.retry import Retrier, RetryBudget
 
 CLIENTS = (10, 50, 100, 190)
-WRITES = 10_000  # a result is the average of as many runs as make up this many writes
+WRITES = 10_000  # runs are repeated until they have this many writes; a result is their average
 # base_delay in seconds, and jitter. Brooker doubles his 5 ms before the first wait: 10 ms.
 POLICIES = {
     "no backoff": (0.0, False),
@@ -40,7 +40,7 @@ MAX_DELAY = 2.0  # seconds
 
 
 class Result(NamedTuple):
-    """How many writes were tried until every client had succeeded, and how long that took."""
+    """How many writes were tried until all clients had succeeded, and how long that took."""
 
     writes: float
     seconds: float
@@ -79,7 +79,7 @@ def network_delay() -> float:
 
 async def contend(clients: int, base_delay: float, jitter: bool) -> Result:
     """Let every client update the row once."""
-    # Each of them must succeed, so neither the attempts nor the budget may run out.
+    # Each client must succeed, so neither the attempts nor the budget may run out.
     retrier = Retrier(
         max_attempts=1_000_000,
         base_delay=base_delay,
@@ -93,7 +93,7 @@ async def contend(clients: int, base_delay: float, jitter: bool) -> Result:
 
 
 def average(clients: int, policy: str, seed: int) -> Result:
-    """Return the averages of many runs, each with a seed of its own."""
+    """Return the averages of many runs, each with its own seed."""
     runs: list[Result] = []
     while sum(run.writes for run in runs) < WRITES:
         runs.append(simulate(lambda: contend(clients, *POLICIES[policy]), seed=seed + len(runs)))

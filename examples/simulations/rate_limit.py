@@ -1,8 +1,8 @@
-"""Simulation: a server's rate limit, and clients that reach it. What does pacing save?
+"""Simulation: clients reach a server's rate limit. What does pacing save?
 
-The server accepts 600 requests in any 60 seconds and rejects the others with a 429, whose
-Retry-After says when there will be room. 50 clients share 1,000 calls: each makes the next
-one as soon as its last one has ended.
+The server accepts 600 requests in any 60 seconds. It rejects the others with a 429, whose
+Retry-After says when there will be room. 50 clients share 1,000 calls: each client makes its
+next call as soon as the last one has ended.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lib.rate_limiter import RateLimiter
 from lib.retry import Retrier, RetryBudget
 
 Send = Callable[[], Awaitable[None]]  # sends one request and waits for its response
-Policy = Callable[[Send], Send]  # turns it into a call, which may send several requests
+Policy = Callable[[Send], Send]  # turns a Send into a call, which may send several requests
 
 CALLS = 1000
 CLIENTS = 50
@@ -48,7 +48,7 @@ class TooManyRequestsError(Exception):
 
 
 class Server:
-    """A service that takes half a second for a response, and none for a 429."""
+    """A service that responds after half a second, or at once with a 429."""
 
     def __init__(self) -> None:
         self.requests = 0

@@ -1,4 +1,4 @@
-"""The command line of the simulations: print each table, write each picture."""
+"""The command line of the simulations: print the tables, write the pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT_SEED = 2
 
 
 class Report(NamedTuple):
-    """What a simulation found out: a table for the console, a picture as SVG."""
+    """The results of a simulation: a table for the console, and a picture as SVG."""
 
     table: str
     picture: str
@@ -25,7 +25,7 @@ def show(simulations: Mapping[str, Callable[[int], Report]]) -> int:
     parser = Parser(description=(sys.modules["__main__"].__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of the random numbers")
     parser.add_argument("--output", type=Path, default=FOLDER, metavar="FOLDER",
-                        help="where the pictures go; by default beside the scripts")  # fmt: skip
+                        help="folder for the pictures; by default that of the scripts")  # fmt: skip
     options = parser.parse_args()
     if not options.output.is_dir():
         parser.error(f"there is no folder {options.output}")

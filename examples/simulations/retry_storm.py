@@ -1,11 +1,11 @@
 """Simulation: a short spike of load, and an outage that does not end. What ends it?
 
 A service gets slower with each request that it works on. A spike makes it so slow that
-calls time out, and each timeout causes a retry: more requests, so the service gets slower
-still. That is a retry storm. It can keep the service down after the spike is over: a
+calls time out. Each timeout causes a retry, so there are more requests, and the service gets
+even slower. This is a retry storm. It can keep the service down after the spike is over: a
 metastable failure (N. Bronson et al., "Metastable Failures in Distributed Systems", 2021).
 
-The model is after simple_collapse_sim in Marc Brooker's github.com/mbrooker/simulator_example.
+After simple_collapse_sim in Marc Brooker's github.com/mbrooker/simulator_example.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
 from lib.retry import Retrier, RetryBudget
 
 Send = Callable[[], Awaitable[str]]  # sends one request and returns its response
-Policy = Callable[[Send], Send]  # turns it into a call, which may send several requests
+Policy = Callable[[Send], Send]  # turns a Send into a call, which may send several requests
 
-END = 80  # seconds; after it no more calls arrive
+END = 80  # seconds; after that, no more calls arrive
 SPIKE = (20, 25)
 TIMEOUT = 3.0
 RUNS = 5
@@ -46,7 +46,7 @@ class RequestError(Exception):
 
 
 class TimedOutError(RequestError):
-    """The client has given up, although the server still works on the request."""
+    """The client has given up, but the server is still working on the request."""
 
 
 class Call(NamedTuple):
@@ -58,14 +58,14 @@ class Call(NamedTuple):
 
 
 class Traffic:
-    """What happened, at which second: the requests that were sent, and the calls."""
+    """A record of the requests that were sent, and of the calls, with their times in seconds."""
 
     def __init__(self) -> None:
         self.requests: list[float] = []
         self.calls: list[Call] = []
 
     async def call_at(self, moment: float, call: Send) -> None:
-        """Make a call at that moment, and note how it ends."""
+        """Make a call at that moment, and record how it ends."""
         await asyncio.sleep(moment)
         try:
             await call()
@@ -150,7 +150,7 @@ async def run(
 ) -> Traffic:
     """Let calls arrive until that moment, and wait for the last one to end."""
     rng = random.Random(seed)
-    moments = arrivals(rng, until)  # the same ones for each policy
+    moments = arrivals(rng, until)  # the same for each policy
     traffic = Traffic()
     call = policy(server(traffic, rng).send)
     await asyncio.gather(*(traffic.call_at(moment, call) for moment in moments))
@@ -211,7 +211,7 @@ def picture(traffics: dict[str, Traffic]) -> str:
 
 
 def per_second(moments: list[float], width: int = 2) -> list[Point]:
-    """Count the moments in each stretch of ``width`` seconds, and return them per second."""
+    """Return how many of the moments there are per second, in each ``width`` seconds."""
     counts = Counter(int(moment // width) for moment in moments)
     return [((index + 0.5) * width, counts[index] / width) for index in range(END // width)]
 

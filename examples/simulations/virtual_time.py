@@ -1,4 +1,4 @@
-"""Run asyncio code in virtual time: minutes of traffic pass in a second, and repeat exactly."""
+"""Run asyncio code in virtual time: minutes pass in a second, and each run is the same."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Moves the loop's time on where the loop would wait for the network."""
+    """A selector that advances the loop's time instead of waiting for the network."""
 
     def __init__(self, loop: VirtualTimeLoop) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
 """Exercise 1, solved: a retry pool.
 
-The semaphore counts permits, and threads wait for it. The lock protects the two collections and
-is held only for a moment. Everything that may take long happens without it: waiting, creating,
-checking, closing.
+The semaphore counts the permits, and threads wait for it. The lock protects the two collections
+and is held only for a moment. Everything that may take long happens without the lock: waiting,
+creating, checking, closing.
 
-There are never too many connections: a thread creates one only if it has a permit and none is
-idle. So every connection that exists, or is being created, has a permit of its own.
+There are never too many connections, because a thread creates one only if it has a permit and
+no connection is idle. So each connection that exists or is being created has its own permit.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ C = TypeVar("C")
 class RetryPool(Generic[C]):
     """Keep up to ``max_connections`` connections for many threads. Thread-safe.
 
-    ``create()`` makes a connection, and is retried with ``retrier`` (by default, three
-    attempts). ``is_healthy(connection)`` returns True if a connection still works; an error
-    that it raises means False. Raises ValueError if ``max_connections`` is below 1.
+    ``create()`` makes a connection. ``retrier`` retries it, by default with three attempts.
+    ``is_healthy(connection)`` returns True if a connection still works; an error that it
+    raises means False. Raises ValueError if ``max_connections`` is below 1.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RetryPool(Generic[C]):
         self._checked_out: dict[int, C] = {}  # by id: connections may be equal or have no hash
 
     def get_connection(self, timeout: float | None = None) -> C:
-        """Check out a healthy connection, waiting while all are checked out.
+        """Check out a healthy connection. Wait for one while all are checked out.
 
         ``timeout`` is in seconds; None waits without a limit. Raises TimeoutError if no
         connection was returned in time, and the last error of ``create`` if it failed.
@@ -68,7 +68,8 @@ class RetryPool(Generic[C]):
     def release_connection(self, connection: C) -> None:
         """Return a connection to the pool.
 
-        Raises ValueError for one that is not checked out: returned before, or not from this pool.
+        Raises ValueError for a connection that is not checked out: one that was returned before,
+        or that is not from this pool.
         """
         with self._lock:
             if id(connection) not in self._checked_out:

@@ -1,7 +1,7 @@
 """Exercise 2, solved: cost control.
 
-The point is that `reserve` compares and books while it holds the lock. If a controller only
-compared, every thread that asks before the first response has come would be allowed to call.
+`reserve` compares and books while it holds the lock. If it only compared, all threads that ask
+before the first response has arrived would be allowed to call.
 """
 
 import sys
@@ -50,7 +50,7 @@ class Reservation:
 
 
 class CostController:
-    """Keep what all threads spend together within ``budget`` (USD). Thread-safe."""
+    """Keep the spending of all threads together within ``budget`` (USD). Thread-safe."""
 
     def __init__(self, budget: Decimal, prices: Mapping[str, Price] = PRICES) -> None:
         self._budget = budget
@@ -62,8 +62,8 @@ class CostController:
     def reserve(self, model: str, prompt_tokens: int, max_tokens: int) -> Reservation:
         """Set aside the worst case: the prompt and ``max_tokens`` completion tokens.
 
-        Raises BudgetExceededError if it is more than what remains, UnknownModelError for a
-        model without a price, ValueError for a negative number of tokens. After an error,
+        Raises BudgetExceededError if that costs more than what remains, UnknownModelError for a
+        model without a price, and ValueError for a negative number of tokens. After an error,
         nothing is set aside.
         """
         reservation = Reservation(model, self._cost(model, prompt_tokens, max_tokens))
@@ -75,10 +75,10 @@ class CostController:
         return reservation
 
     def settle(self, reservation: Reservation, usage: Usage | None) -> None:
-        """Book what the call cost, and free the rest of its reservation.
+        """Book the real cost of the call as spent, and free the rest of its reservation.
 
-        ``usage`` comes with the response. Without it (None), the whole reservation is booked:
-        it is safer to count too much than too little. Raises ValueError for a reservation that
+        ``usage`` comes with the response. If it is None, the whole reservation is booked: it is
+        safer to count too much than too little. Raises ValueError for a reservation that
         is not open (settled or released before, or made by another controller), and for a
         negative number of tokens. After an error, nothing has changed.
         """

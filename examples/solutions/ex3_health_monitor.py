@@ -1,7 +1,7 @@
 """Exercise 3, solved: a health monitor.
 
-The two checks differ only in what they call and in the status if it fails; `_probe` does the
-rest. `check_chat` finds problems that the list of models hides, but it costs a token each time:
+The two checks differ only in the call that they make and in the status if it fails. `_probe` does
+the rest. `check_chat` finds problems that the list of models hides, but it is billed each time:
 run it every few minutes, and `check_health` every few seconds.
 """
 
@@ -24,9 +24,9 @@ HELLO = [{"role": "user", "content": "Hello!"}]
 class Health(TypedDict):
     """The result of a check.
 
-    ``response_time`` is how long the response took, in seconds (by ``time.monotonic()``);
-    None if there was none or it was an error. ``error_rate`` is failed calls / all calls in
-    the window (0.0 to 1.0); None if there were no calls, which is not the same as no errors.
+    ``response_time`` is how long the response took, in seconds (by ``time.monotonic()``). It is
+    None if the request failed. ``error_rate`` is failed calls / all calls in the window (0.0 to
+    1.0). It is None if there were no calls: that is not the same as no errors.
     """
 
     api_status: Literal["up", "degraded", "down"]
@@ -50,7 +50,7 @@ class HealthMonitor:
             self._calls.append((time.monotonic(), success))
 
     def check_health(self) -> Health:
-        """Request the models: "up" if they come, "down" after any MistralError.
+        """Request the models. The status is "up" if they come, "down" after any MistralError.
 
         It raises no MistralError, and is not recorded as a call.
         """
@@ -59,8 +59,9 @@ class HealthMonitor:
     def check_chat(self) -> Health:
         """Do ``check_health()`` and, if that is "up", send a chat with ``max_tokens=1``.
 
-        "up" if the chat works; ``response_time`` is the chat's. "degraded" if the chat fails.
-        "down", with no chat sent, if the models don't come. It raises no MistralError.
+        The status is "up" if the chat works, and ``response_time`` is that of the chat. It is
+        "degraded" if the chat fails, and "down" if the models don't come; then no chat is sent.
+        It raises no MistralError.
         """
         health = self.check_health()
         if health["api_status"] != "up":

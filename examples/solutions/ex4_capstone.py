@@ -1,6 +1,6 @@
 """Exercise 4, solved: retry( breaker( limiter( call ))).
 
-The breaker is inside the retries and sees every attempt: with a threshold of 2 it opens after 2
+The breaker is inside the retries and sees each attempt: with a threshold of 2, it opens after 2
 requests. CircuitOpenError is not retryable, so the retries end. If the breaker were around the
 retries, it would count 4 failed attempts as one failure, and open only after 8 requests.
 

@@ -1,12 +1,12 @@
 """Exercise 5, solved: one Retrier, and with it one budget, for all calls of the program.
 
-The backoff and the jitter decide when a retry is sent; the budget decides whether. While
-the service is down there are no successes, so the budget is soon empty, and from then on
-the service gets one retry every two seconds. A Retrier made in ``call`` would have a full
-budget for each call, and limit nothing.
+The backoff and the jitter decide when a retry is sent; the budget decides whether it is sent.
+While the service is down, no call succeeds, so the budget is soon empty. From then on, the
+service gets one retry every two seconds. If ``call`` made a new Retrier each time, each call
+would have a full budget of its own, and nothing would be limited.
 
-A circuit breaker with a short ``recovery_timeout`` around each attempt ends the storm as
-well, but it fails all calls while it is open.
+A circuit breaker with a short ``recovery_timeout`` around each attempt also ends the storm, but
+while it is open, all calls fail.
 """
 
 import sys
@@ -19,7 +19,7 @@ from lib.retry import Retrier
 
 
 class Client:
-    """Calls the service for one program; all calls of the program share it.
+    """Call the service for one program, which shares one Client among all its calls.
 
     ``send()`` sends one request and returns the response, or raises an error.
     """
