@@ -50,14 +50,14 @@ SECRET_NAMES = (
 SECRET_NAME = "|".join(SECRET_NAMES)
 SECRET_FIELD = re.compile(rf"{SECRET_NAME}|^token$", re.IGNORECASE | re.ASCII)
 _ASSIGNED = rf"""(?:{SECRET_NAME})[\w-]{{0,40}}[\\"']*\s*[:=]\s*"""
-_SCHEME = r"(?:(?:bearer|basic)\s+)?"
+_SCHEME = r"(?:(?:bearer|basic|digest|token)\s+)?"
 # In text, a secret is whatever follows one of these prefixes.
 SECRETS_IN_TEXT = [
     re.compile(rf"({prefix}){secret}", re.IGNORECASE)
     for prefix, secret in [
         (rf"""{_ASSIGNED}b?[\\"']+{_SCHEME}""", r"""[^\\"']+"""),  # api_key="..."
         (rf"""{_ASSIGNED}{_SCHEME}|\bbearer\s+""", r"""[^\s"'\\,;&)}}\]]+"""),  # api_key=...
-        (r"://", r"""[^\s"'/@]+(?=@)"""),  # https://user:password@host
+        (r"://", r"""[^\s"'/]+(?=@)"""),  # https://user:password@host
     ]
 ]
 # A quick check: a line in lower case that does not match this matches no pattern above.
