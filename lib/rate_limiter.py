@@ -98,7 +98,7 @@ class RateLimiter:
         try:
             while (wait := self._try_start(waiter)) > 0:
                 if waiter.is_first:
-                    time.sleep(wait)
+                    time.sleep(min(wait, threading.TIMEOUT_MAX))
                 else:
                     waiter.wait_until_notified(wait)
         except BaseException:

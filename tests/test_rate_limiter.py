@@ -397,6 +397,19 @@ class TestPause:
         while_waiting(clock, monkeypatch, lambda: limiter.pause(10))
         assert acquire(limiter) == pytest.approx(10.5, rel=0.001)
 
+    def test_one_of_300_years_does_not_overflow_the_sleep(
+        self, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+
+        def sleep(seconds: float) -> None:
+            assert seconds <= threading.TIMEOUT_MAX
+            clock.now += seconds
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        limiter = RateLimiter(60)
+        limiter.pause(1e10)
+        assert limiter.acquire() == pytest.approx(1e10)
+
     def test_a_shorter_one_does_not_end_a_longer_one(self, clock: FakeClock) -> None:
         limiter = RateLimiter(60)
         for pause in (30, 5, 0):
