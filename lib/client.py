@@ -309,7 +309,7 @@ def _payload(
 def _parse_sse(response: Response) -> Iterator[Any]:
     """Yield the parsed server-sent events (SSE) of a stream, up to its end mark, [DONE]."""
     content_type = response.headers.get("Content-Type", "no content type")
-    if "text/event-stream" not in content_type:
+    if "text/event-stream" not in content_type.lower():
         raise APIResponseValidationError(f"expected an event stream, got {content_type}")
     pending, size = bytearray(), 0
     chunks = response.chunks()

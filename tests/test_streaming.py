@@ -127,6 +127,11 @@ class TestBrokenStream:
 
 
 class TestValidationError:
+    def test_the_content_type_may_be_in_upper_case(self, api: RequestsMock) -> None:
+        api.post(CHAT_URL, body="data: [DONE]\n\n", content_type="Text/Event-Stream")
+        with MistralClient("key") as client:
+            assert list(client.stream([{"role": "user", "content": "Hello!"}])) == []
+
     def test_a_response_that_is_not_an_event_stream(self, api: RequestsMock) -> None:
         api.post(CHAT_URL, body="<html>", content_type="text/html")
         with (
