@@ -180,9 +180,11 @@ class ResilientMistralClient:
 
     def _estimate(self, messages: Sequence[Mapping[str, Any]], max_tokens: int | None) -> int:
         try:
-            return estimate_tokens(messages, max_tokens)
+            estimate = estimate_tokens(messages, max_tokens)
         except (AttributeError, TypeError):
             return 0  # the messages are invalid: the client will raise and say why
+        # An invalid max_tokens (-100, 2.5) is for the API to reject, not for the limiter.
+        return estimate if type(estimate) is int and estimate >= 0 else 0
 
 
 class _Request:

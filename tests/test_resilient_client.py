@@ -381,6 +381,17 @@ class TestTotalTimeout:
 class TestTokenLimiter:
     ESTIMATE = estimate_tokens(HELLO, 10)
 
+    @pytest.mark.parametrize("max_tokens", [-100, 2.5])
+    def test_an_invalid_max_tokens_is_sent_and_opens_no_circuit(
+        self, resilient: Resilient, max_tokens: Any
+    ) -> None:
+        with MockServer("422") as server, MistralClient("k", base_url=server.url) as client:
+            breaker = CircuitBreaker("api", failure_threshold=1)
+            robust = resilient(client, breaker=breaker, token_limiter=TokenLimiter(1000))
+            with pytest.raises(MistralError):
+                robust.chat(HELLO, max_tokens=max_tokens)
+        assert breaker.state == "closed"
+
     @pytest.mark.parametrize(
         ("response", "available"),
         [
