@@ -104,8 +104,9 @@ def log_file() -> str:
 
 def print_err(sentence: str) -> None:
     """Print a sentence on stderr; ignore a stderr that can't be written."""
-    with contextlib.suppress(OSError):
-        print(sentence, file=sys.stderr)
+    if sys.stderr is not None:  # print(file=None) would print on stdout
+        with contextlib.suppress(OSError):
+            print(sentence, file=sys.stderr)
 
 
 def prepare_console() -> None:

@@ -164,12 +164,12 @@ class CircuitBreaker:
         try:
             self._before_call(call)
             result = operation()
-            if hasattr(type(result), "__await__"):
-                raise _not_awaited(result)
         except Exception as error:
             self._after_failure(call, error)
             raise
         else:
+            if hasattr(type(result), "__await__"):
+                raise _not_awaited(result)
             self._after_success(call)
             return result
         finally:

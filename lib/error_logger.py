@@ -51,11 +51,12 @@ SECRET_NAME = "|".join(SECRET_NAMES)
 SECRET_FIELD = re.compile(rf"{SECRET_NAME}|^token$", re.IGNORECASE | re.ASCII)
 _ASSIGNED = rf"""(?:{SECRET_NAME})[\w-]{{0,40}}[\\"']*\s*[:=]\s*"""
 _SCHEME = r"(?:(?:bearer|basic|digest|token)\s+)?"
-# In text, a secret is whatever follows one of these prefixes.
+# In text, a secret is whatever follows one of these prefixes. A quoted one ends at the next quote
+# like the first: in JSON within JSON, with as many backslashes before it.
 SECRETS_IN_TEXT = [
-    re.compile(rf"({prefix}){secret}", re.IGNORECASE)
+    re.compile(rf"({prefix}){secret}", re.IGNORECASE | re.DOTALL)
     for prefix, secret in [
-        (rf"""{_ASSIGNED}b?[\\"']+{_SCHEME}""", r"""[^\\"']+"""),  # api_key="..."
+        (rf"""{_ASSIGNED}b?(\\*["']){_SCHEME}""", r"""(?:(?!(?<!\\)\2).)+"""),  # api_key="..."
         (rf"""{_ASSIGNED}{_SCHEME}|\bbearer\s+""", r"""[^\s"'\\,;&)}}\]]+"""),  # api_key=...
         (r"://", r"""[^\s"'/]+(?=@)"""),  # https://user:password@host
     ]

@@ -188,11 +188,15 @@ class RateLimiter:
                 self._line.popleft()
 
     def _earliest_start(self) -> float:
-        """Return when the next request may start; first take the reserved slots that are due."""
+        """Return when the next request may start."""
+        self._take_due_reservations()
+        return max(self._next_slot, self._window_opens_at)
+
+    def _take_due_reservations(self) -> None:
+        """Take each reserved slot that is less than half an interval after the next free one."""
         while self._reserved and self._reserved[0] < self._next_slot + self._interval / 2:
             slot = self._reserved.popleft()
             self._take(max(slot, self._next_slot), slot)
-        return max(self._next_slot, self._window_opens_at)
 
     def _take(self, slot: float, start: float) -> None:
         """Book a slot for a request that starts at ``start``, a bit earlier or later than it."""

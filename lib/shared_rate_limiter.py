@@ -37,7 +37,7 @@ from typing import Any
 
 from .rate_limiter import RateLimiter, RateLimitTimeoutError
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 USED_SHARE = 0.985  # of the limit; the rest is a margin for starts that reach the API late
 RETRY_REDIS_AFTER = 1.0  # seconds without Redis until one caller tries it again
@@ -204,8 +204,10 @@ class SharedRateLimiter:
             self._go_local(error)
             return None
         if self._is_local:
-            self._is_local = False  # the next outage is logged again
-            logger.info("Redis can be used again; the limit %r is shared", self.name)
+            with self._lock:
+                was_local, self._is_local = self._is_local, False  # the next outage is logged again
+            if was_local:
+                _logger.info("Redis can be used again; the limit %r is shared", self.name)
         return -1.0 if microseconds < 0 else float(microseconds / 1e6)
 
     def _go_local(self, error: Exception) -> None:
@@ -217,7 +219,7 @@ class SharedRateLimiter:
             # Random, because all processes lose Redis at the same moment.
             first_wait = random.random() * self._interval / self.local_share
             self._next_local_slot = max(self._next_local_slot, time.monotonic() + first_wait)
-        logger.warning(
+        _logger.warning(
             "Redis can't be used (%s: %s); until it can, this process paces itself at %g %% of "
             "the limit %r",
             type(error).__name__, error, 100 * self.local_share, self.name,

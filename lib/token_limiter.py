@@ -70,7 +70,7 @@ class TokenReservation:
         self.tokens = entry.tokens
         self.waited = waited
         self._limiter = limiter
-        self._entry: _Entry | None = entry
+        self._entry = entry
 
     def settle(self, used: int) -> None:
         """Replace the estimate with the tokens that the call used, more or fewer.
@@ -81,10 +81,7 @@ class TokenReservation:
         """
         if type(used) is not int or used < 0:
             raise ValueError(f"used must be an integer >= 0, got {used!r}")
-        entry, self._entry = self._entry, None
-        if entry is None:
-            raise ValueError("this reservation has been settled before")
-        self._limiter._settle(entry, used)
+        self._limiter._settle(self._entry, used)
 
 
 class TokenLimiter:
@@ -223,6 +220,9 @@ class TokenLimiter:
 
     def _settle(self, entry: _Entry, used: int) -> None:
         with self._lock:
+            if entry.is_settled:
+                raise ValueError("this reservation has been settled before")
+            entry.is_settled = True
             now = time.monotonic()
             self._expire(now)
             self._remove(entry)
@@ -268,6 +268,7 @@ class _Entry:
     def __init__(self, booked_at: float, tokens: int) -> None:
         self.booked_at = booked_at  # on the monotonic clock
         self.tokens = tokens
+        self.is_settled = False
 
 
 class _Waiter:

@@ -490,8 +490,10 @@ class TestDecorator:
             CircuitBreaker("api")(lambda: (yield))
 
     def test_call_rejects_an_awaitable(self) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1)
         with pytest.raises(TypeError, match="use call_async"):
-            CircuitBreaker("api").call(asyncio.Event().wait)  # type: ignore[unused-coroutine]
+            breaker.call(asyncio.Event().wait)  # type: ignore[unused-coroutine]
+        assert breaker.state == "closed"  # the mistake is not the service's
 
 
 class TestArguments:

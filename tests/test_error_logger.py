@@ -455,6 +455,8 @@ TEXTS_WITH_A_SECRET = [
     f"x-api-key: {SECRET}",
     f"Client(api_key='{SECRET}', timeout=5)",
     f'password = "{SECRET}"',
+    f'password="it\'s {SECRET}"',
+    f'password="a quote \\" and {SECRET}"',
     repr({b"authorization": f"Bearer {SECRET}".encode()}),
     repr({b"api_key": SECRET.encode()}),
     repr(f"it's {{'password': 'correct horse {SECRET}'}}"),
@@ -502,6 +504,7 @@ class TestRedaction:
             "mail": "ada@example.org",
             "error": "AuthenticationError",
             "text": "the author pressed a key, it was no secret",
+            "empty": 'Client(api_key="", host="localhost")',
             "unset": {"api_key": None, "password": "", "has_secret": True, "has_passwd": False},
         }
         assert logged(path, "chat", True, None, context)["context"] == context

@@ -273,6 +273,17 @@ class TestSharing:
         run_in_threads(8, reserve_and_settle, interleaved=True)
         assert limiter.available == 1000 - 80
 
+    def test_one_reservation_is_settled_by_one_thread(self) -> None:
+        def settle() -> bool:
+            with contextlib.suppress(ValueError):
+                reservation.settle(10)
+                return True
+            return False
+
+        for _ in range(20):
+            reservation = TokenLimiter(100).reserve(10)
+            assert run_in_threads(4, settle, interleaved=True).count(True) == 1
+
     def test_tokens_that_expire(self, clock: FakeClock) -> None:
         limiter = TokenLimiter(100)
         for _ in range(20):
