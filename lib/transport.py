@@ -35,6 +35,8 @@ from requests.auth import AuthBase
 from requests.structures import CaseInsensitiveDict
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.util.connection import allowed_gai_family
 
 from .errors import APIConnectionError, APITimeoutError, error_from_response
 
@@ -212,16 +214,39 @@ class _DeadlineResponse(http.client.HTTPResponse):
             self.fp = io.BufferedReader(_DeadlineReader(sock, _deadlines.current))
 
 
-class _DeadlineHTTPConnection(HTTPConnection):
+class _DeadlineConnection(HTTPConnection):
+    """Connect before the deadline, however many addresses the host has; then respond likewise."""
+
     response_class = _DeadlineResponse
 
+    def _new_conn(self) -> socket.socket:
+        """Try one address after the other: urllib3 would give each the whole connect timeout."""
+        host, timeout = self._dns_host, self.timeout or math.inf
+        deadline = _deadlines.current or _Deadline(math.inf)
+        try:
+            found = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
+        except OSError:
+            return super()._new_conn()  # which gives the error its name
+        addresses = [str(address[0]) for *_, address in found]
+        try:
+            while True:
+                self._dns_host = addresses.pop(0)
+                self.timeout = min(timeout, max(deadline.remaining(), 0.001))
+                try:
+                    return super()._new_conn()
+                except (ConnectTimeoutError, NewConnectionError):
+                    if not addresses or deadline.remaining() <= 0:
+                        raise
+        finally:
+            self._dns_host = host  # TLS checks this name
 
-class _DeadlineHTTPSConnection(HTTPSConnection):
-    response_class = _DeadlineResponse
+
+class _DeadlineHTTPSConnection(_DeadlineConnection, HTTPSConnection):
+    pass
 
 
 class _HTTPPool(HTTPConnectionPool):
-    ConnectionCls = _DeadlineHTTPConnection
+    ConnectionCls = _DeadlineConnection
 
 
 class _HTTPSPool(HTTPSConnectionPool):

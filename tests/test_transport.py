@@ -94,6 +94,35 @@ def session(request: pytest.FixtureRequest) -> Iterator[requests.Session | None]
         yield session if request.param == "session of your own" else None
 
 
+@contextlib.contextmanager
+def silent_url() -> Iterator[str]:
+    """A base URL whose port neither accepts nor refuses a connection."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):  # nobody accepts these, so there is no room for another one
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+def resolve_localhost_to(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any) -> list[Any]:
+        hosts = addresses if host == "localhost" else [host]
+        return [info for each in hosts for info in resolve(each, *args)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+needs_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux is silent when a queue is full"
+)
+
+
 class TestConnectionError:
     """The message names what happened. Only a wait that was too long is an APITimeoutError."""
 
@@ -114,17 +143,9 @@ class TestConnectionError:
         assert type(error) is APIConnectionError
         assert str(error).startswith("no secure connection to 127.0.0.1: ")
 
-    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux is silent when a queue is full")
+    @needs_linux
     def test_connect_timeout(self) -> None:
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(0)
-            for _ in range(4):  # nobody accepts these, so there is no room for ours
-                waiting = stack.enter_context(socket.socket())
-                waiting.setblocking(False)
-                waiting.connect_ex(listener.getsockname())
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        with silent_url() as url:
             assert isinstance(failure(url, timeout=(0.05, 60)), APITimeoutError)
 
     def test_read_timeout(self) -> None:
@@ -414,6 +435,25 @@ class TestTotalTimeout:
                 return "ok"
 
             assert sorted(run_in_threads(8, call)) == ["0.05 s"] * 4 + ["ok"] * 4
+
+    @needs_linux
+    def test_a_host_with_several_silent_addresses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each of them gets what is left of the total timeout, not all of it."""
+        resolve_localhost_to(["127.0.0.1"] * 20, monkeypatch)
+        with silent_url() as url:
+            started_at = time.monotonic()
+            error = failure(
+                url.replace("127.0.0.1", "localhost"), timeout=(0.15, 60), total_timeout=0.2
+            )
+            assert time.monotonic() - started_at < 1.5  # twenty addresses would take 3 s
+        assert str(error) == "localhost did not respond within the total timeout of 0.2 s"
+
+    def test_the_next_address_of_a_host_is_tried(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        resolve_localhost_to(["127.0.0.2", "127.0.0.1"], monkeypatch)
+        with MockServer() as server:  # it listens at 127.0.0.1 only
+            url = server.url.replace("127.0.0.1", "localhost")
+            with MistralClient("k", base_url=url) as client:
+                assert client.models()
 
 
 ODD = (b"", b"-5", b"\xff", b"\x00", b"\r\n", b"99999999999", b"{", b"]", b"null", b'"')
