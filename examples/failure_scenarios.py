@@ -7,7 +7,7 @@ Each scenario is a command that you can also run by itself. What it prints is in
 tests/expected/failure_scenarios/.
 """
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -57,9 +57,11 @@ def main() -> int:
         raise UsageError("There is no such lesson: give its number, 01 to 06, or none for all.")
     for scenario in chosen:
         print(f"$ python examples/{scenario.script}.py --faults '{scenario.faults}'")
-        path = str(EXAMPLES / f"{scenario.script}.py")
-        command = [sys.executable, path, "--faults", scenario.faults]
-        code = subprocess.run(command, check=False).returncode
+        sys.argv = [str(EXAMPLES / f"{scenario.script}.py"), "--faults", scenario.faults]
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:  # every lesson ends with it
+            code = int(end.code or 0)
         if code not in (0, INTERRUPTED, CLOSED_PIPE):
             print_err(f"{scenario.name} failed with exit code {code}.")
         if code:

@@ -151,7 +151,8 @@ def _live_client(options: argparse.Namespace) -> MistralClient | None:
         client = MistralClient(key, base_url=base_url, timeout=(5.0, _timeout(LIVE_TIMEOUT)))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    print_err(f"Live: requests go to {base_url}, which may charge for them; --offline is free.")
+    charge = "" if _is_this_machine(base_url) else ", which may charge for them; --offline is free"
+    print_err(f"Live: requests go to {base_url}{charge}.")
     return client
 
 

@@ -50,7 +50,9 @@ class TestLesson:
     ) -> None:
         live_api.post(CHAT_URL, json=completion("Hello! How can I assist you today?"))
         live_api.post(CHAT_URL, **MODEL_NOT_FOUND)
-        assert run_script("01_basic_errors")[:2] == (0, transcript("01_basic_errors"))
+        code, out, err = run_script("01_basic_errors")
+        assert (code, out) == (0, transcript("01_basic_errors"))
+        assert "https://api.mistral.ai/v1, which may charge for them; --offline is free." in err
         sent = [json.loads(call.request.body or "") for call in list(live_api.calls)[1:]]
         assert [body["model"] for body in sent] == ["mistral-small-latest", "invalid-model-name"]
         assert [body["messages"] for body in sent] == [HELLO] * 2

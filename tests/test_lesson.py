@@ -59,7 +59,7 @@ class TestLive:
         assert [entry.path for entry in live_server.log] == [
             "/v1/models", "/v1/chat/completions", "/v1/chat/completions",
         ]  # fmt: skip
-        assert err.startswith(f"Live: requests go to {live_server.url}, which may charge for them")
+        assert err.startswith(f"Live: requests go to {live_server.url}.\n")
         assert "the-key" not in err
 
     def test_a_server_on_this_machine_needs_no_key(
