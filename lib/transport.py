@@ -55,8 +55,9 @@ TIMEOUTS = (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)
 class Transport:
     """Send requests to one base URL with one key. Thread-safe.
 
-    A ``session`` of your own is used as it is and not closed. With it, the total timeout
-    limits the connection attempt and each read, but not a body that arrives byte by byte.
+    A ``session`` of your own is used as it is and not closed. With it, or with a SOCKS proxy,
+    the total timeout limits the connection attempt and each read, but not a body that arrives
+    byte by byte.
     Raises ValueError for an invalid base URL, and for a key that an HTTP header cannot
     carry; the message never shows the key.
     """
@@ -254,7 +255,7 @@ class _HTTPSPool(HTTPSConnectionPool):
 
 
 class _DeadlineAdapter(HTTPAdapter):
-    """requests' adapter, with connections that respect a call's deadline (also via a proxy)."""
+    """requests' adapter; its connections respect a call's deadline, also via an HTTP proxy."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -262,7 +263,8 @@ class _DeadlineAdapter(HTTPAdapter):
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         manager = super().proxy_manager_for(*args, **kwargs)
-        self._use_deadlines(manager)
+        if isinstance(manager, urllib3.ProxyManager):  # a SOCKS proxy needs its own connections
+            self._use_deadlines(manager)
         return manager
 
     def _use_deadlines(self, manager: Any) -> None:

@@ -23,7 +23,9 @@ from typing import Any
 
 import pytest
 import requests
+import urllib3
 from responses import RequestsMock
+from urllib3.connectionpool import HTTPSConnectionPool
 
 from conftest import FakeClock
 from lib import client as client_module
@@ -548,6 +550,20 @@ class TestProxy:
             assert type(failure("https://no-such-host.invalid/v1")) is APIConnectionError
         assert proxy.requests[0].startswith(b"CONNECT no-such-host.invalid:443 HTTP/1")
         assert KEY.encode() not in b"".join(proxy.requests)
+
+    def test_a_socks_proxy_keeps_its_own_connections(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Others cannot speak SOCKS. PySocks need not be installed: this stands for its pools."""
+
+        class SocksPool(HTTPSConnectionPool):
+            def urlopen(self, *args: Any, **kwargs: Any) -> Any:
+                raise ConnectionRefusedError
+
+        manager = urllib3.PoolManager()
+        manager.pool_classes_by_scheme = {"https": SocksPool}
+        monkeypatch.setattr("requests.adapters.SOCKSProxyManager", lambda *_, **__: manager)
+        monkeypatch.setenv("HTTPS_PROXY", "socks5h://127.0.0.1:9")
+        error = failure("https://no-such-host.invalid/v1")
+        assert str(error) == "no-such-host.invalid refused the connection"
 
     def test_the_total_timeout_ends_one_that_drips(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with serving([b"HTTP/1.1 200 OK\r\nX-Filler: " + b"x" * 500], 0.01) as url:
