@@ -216,18 +216,21 @@ class _DeadlineResponse(http.client.HTTPResponse):
 
 
 class _DeadlineConnection(HTTPConnection):
-    """Connect before the deadline, however many addresses the host has; then respond likewise."""
+    """Connect, and read the response, before the call's deadline."""
 
     response_class = _DeadlineResponse
 
     def _new_conn(self) -> socket.socket:
-        """Try one address after the other: urllib3 would give each the whole connect timeout."""
+        """Try the host's addresses in order, until one connects or the deadline has passed.
+
+        urllib3 alone would try all of them, and each could take the whole connect timeout.
+        """
         host, timeout = self._dns_host, self.timeout or math.inf
         deadline = _deadlines.current or _Deadline(math.inf)
         try:
             found = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
         except OSError:
-            return super()._new_conn()  # which gives the error its name
+            return super()._new_conn()  # urllib3 raises its own error for it
         addresses = [str(address[0]) for *_, address in found]
         try:
             while True:
