@@ -228,6 +228,10 @@ class TestPictures:
             assert len(points) > 3
             assert all(0 <= x <= WIDTH and 0 <= y <= PLOT_HEIGHT for x, y in points)
 
+    def test_no_shaded_area_is_empty(self, name: str) -> None:
+        areas = ElementTree.fromstring(committed(name)).findall(f".//{SVG}rect[@class='shaded']")
+        assert all(float(area.get("width", "0")) > 0 for area in areas)
+
     def test_the_workshop_shows_the_picture_with_a_text_for_whoever_cannot_see_it(
         self, name: str
     ) -> None:

@@ -42,7 +42,7 @@ class Panel(NamedTuple):
     x_ticks: Sequence[int]
     y_ticks: Sequence[int]
     lines: Sequence[Line]
-    shaded: Point = (0, 0)  # start and end of a shaded area, on the x axis
+    shaded: tuple[float, float] | None = None  # start and end of a shaded area, on the x axis
 
 
 def draw(title: str, description: str, panels: Sequence[Panel], *, columns: int) -> str:
