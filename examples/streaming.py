@@ -19,6 +19,8 @@ from lib.retry import Retrier
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 
+retrier = Retrier(base_delay=0.1)  # one for all streams, so that they share its retry budget
+
 
 def main(client: MistralClient) -> None:
     print("=== Streaming ===\n")
@@ -43,7 +45,7 @@ def print_stream(client: MistralClient) -> None:
         stream = client.stream(HELLO)
         return next(stream, ""), stream
 
-    first, stream = Retrier(base_delay=0.1).call(first_piece)
+    first, stream = retrier.call(first_piece)
     print(first, end="", flush=True)
     for piece in stream:
         print(piece, end="", flush=True)

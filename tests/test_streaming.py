@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 from responses import RequestsMock
 
+from conftest import FakeClock
+from examples import streaming
 from lib import client as client_module
 from lib.client import Limits, MistralClient, Usage
 from lib.errors import (
@@ -45,6 +47,16 @@ def read_until_it_breaks(base_url: str) -> tuple[list[str], Exception | None]:
         except MistralError as error:
             return pieces, error
     return pieces, None
+
+
+class TestLesson:
+    def test_all_streams_share_one_retry_budget(self, clock: FakeClock) -> None:
+        """A Retrier per stream would send three requests for each, however long the outage."""
+        with MockServer("drop*") as server, MistralClient("key", base_url=server.url) as client:
+            for _ in range(10):
+                with pytest.raises(APIConnectionError):
+                    streaming.print_stream(client)
+            assert len(server.log) <= 10 + 11  # ten tokens, and what the waits earn
 
 
 class TestPieces:
