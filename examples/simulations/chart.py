@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 Point = tuple[float, float]
 
 WIDTH = 760
+COLUMNS = 2
 HEADER = 64  # title and legend
 LEFT, RIGHT, ABOVE, BELOW = 56, 16, 34, 50  # around each plot, for its labels
 PLOT_HEIGHT = 150
@@ -45,10 +47,10 @@ class Panel(NamedTuple):
     shaded: tuple[float, float] | None = None  # start and end of a shaded area, on the x axis
 
 
-def draw(title: str, description: str, panels: Sequence[Panel], *, columns: int) -> str:
+def draw(title: str, description: str, panels: Sequence[Panel]) -> str:
     """Return the panels as an SVG document. All panels need the same lines: they share a legend."""
-    cell_width, cell_height = WIDTH / columns, ABOVE + PLOT_HEIGHT + BELOW
-    height = HEADER + cell_height * -(-len(panels) // columns)
+    cell_width, cell_height = WIDTH / COLUMNS, ABOVE + PLOT_HEIGHT + BELOW
+    height = HEADER + cell_height * math.ceil(len(panels) / COLUMNS)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
         f"<title>{escape(title)}</title>",
@@ -59,7 +61,7 @@ def draw(title: str, description: str, panels: Sequence[Panel], *, columns: int)
         *_legend(panels[0].lines),
     ]
     for index, panel in enumerate(panels):
-        row, column = divmod(index, columns)
+        row, column = divmod(index, COLUMNS)
         x, y = column * cell_width + LEFT, HEADER + row * cell_height + ABOVE
         parts += [
             f'<g transform="translate({x:g} {y:g})">',

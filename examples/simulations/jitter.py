@@ -141,7 +141,6 @@ def picture(results: dict[str, dict[int, Result]]) -> str:
             Panel("Writes tried", "clients", clients, (0, 2500, 5000, 7500, 10000), writes),
             Panel("Seconds until all are done", "clients", clients, (0, 30, 60, 90, 120), seconds),
         ],
-        columns=2,
     )
 
 

@@ -187,7 +187,6 @@ def picture(results: dict[str, Result]) -> str:
         "without a budget: 600 succeed in 8 seconds, the others after a minute. Paced: a straight "
         "line to 1,000 calls, and no 429.",
         panels,
-        columns=2,
     )
 
 

@@ -206,14 +206,13 @@ def picture(traffics: dict[str, Traffic]) -> str:
         "then all succeed again. Three attempts alone: the requests rise to three times the "
         "calls, and no call succeeds any more.",
         panels,
-        columns=2,
     )
 
 
-def per_second(moments: list[float], width: int = 2) -> list[Point]:
-    """Return how many of the moments there are per second, in each ``width`` seconds."""
-    counts = Counter(int(moment // width) for moment in moments)
-    return [((index + 0.5) * width, counts[index] / width) for index in range(END // width)]
+def per_second(moments: list[float]) -> list[Point]:
+    """Return how many of the moments there are per second, averaged over two seconds each."""
+    counts = Counter(int(moment // 2) for moment in moments)
+    return [(2 * index + 1, counts[index] / 2) for index in range(END // 2)]
 
 
 if __name__ == "__main__":
