@@ -170,7 +170,8 @@ def settles_in_one_step(solution: Any) -> str | None:
 
 @rule(
     "nothing is lost when threads settle at the same moment",
-    called="2 reservations of 1 USD each; 2 threads settle one each with a usage of 0.5 USD",
+    called="CostController(Decimal(8), ...), 2 reservations of 1 USD; 2 threads settle one each "
+    "with a usage of 0.5 USD",
     expected="spent 1, reserved 0, remaining 7",
     needs=(settles_with_the_usage,),
 )
@@ -218,9 +219,9 @@ def unknown_model(solution: Any) -> str | None:
 
 @rule(
     "a negative number of tokens is a ValueError, and changes nothing",
-    called='reserve("round", -1, 10), reserve("round", 10, -1); reserve("round", 1000, 0) and '
-    "settle it with -1 completion tokens",
-    expected="3 ValueErrors; at the end spent 0, reserved 1",
+    called='CostController(Decimal(10), ...), reserve("round", -1, 10), reserve("round", 10, -1); '
+    'reserve("round", 1000, 0) and settle it with -1 completion tokens',
+    expected="3 ValueErrors; at the end spent 0, reserved 1, remaining 9",
     needs=(settles_with_the_usage,),
 )
 def negative_tokens(solution: Any) -> str | None:
@@ -236,9 +237,9 @@ def negative_tokens(solution: Any) -> str | None:
 
 @rule(
     "a reservation is closed once",
-    called="r1 is settled, r2 released; then settle(r1), release(r1), settle(r2), release(r2), and "
-    "settle with a reservation of another controller",
-    expected="5 ValueErrors; at the end spent 1, reserved 0",
+    called="CostController(Decimal(10), ...); r1 is settled, r2 released; then settle(r1), "
+    "release(r1), settle(r2), release(r2), and settle with a reservation of another controller",
+    expected="5 ValueErrors; at the end spent 1, reserved 0, remaining 9",
     needs=(settles_with_the_usage, release_frees),
 )
 def closed_once(solution: Any) -> str | None:
@@ -261,8 +262,9 @@ def closed_once(solution: Any) -> str | None:
 
 @rule(
     "a reservation is closed once, by however many threads",
-    called="one reservation of 1 USD; threads 1 and 2 settle it, thread 3 releases it",
-    expected="2 ValueErrors; spent 1 or 0, reserved 0",
+    called="CostController(Decimal(8), ...), one reservation of 1 USD; threads 1 and 2 settle it, "
+    "thread 3 releases it",
+    expected="2 ValueErrors; spent 1 or 0, reserved 0, and the rest remaining",
     needs=(closed_once,),
 )
 def threads_close_once(solution: Any) -> str | None:

@@ -1,7 +1,7 @@
 """Run all simulations in virtual time: each prints a table and draws a picture.
 
-python examples/simulations             # from any directory; also: make simulate
-python -m examples.simulations --seed 2 --output /tmp
+python examples/simulations                                # or: make simulate
+python -m examples.simulations --seed 3 --output /tmp
 """
 
 import sys
