@@ -38,10 +38,12 @@ def chunk(text: str) -> bytes:
     return b"%x\r\n%s\r\n" % (len(body), body)
 
 
-def read_until_it_breaks(base_url: str) -> tuple[list[str], Exception | None]:
+def read_until_it_breaks(
+    base_url: str, *, timeout: float = 10
+) -> tuple[list[str], Exception | None]:
     """Return the pieces that one stream gives, and the error that ends it."""
     pieces: list[str] = []
-    with MistralClient("key", base_url=base_url, timeout=0.1) as client:
+    with MistralClient("key", base_url=base_url, timeout=timeout) as client:
         try:
             pieces.extend(client.stream(HELLO))
         except MistralError as error:
@@ -116,7 +118,7 @@ class TestBrokenStream:
 
     def test_silence_longer_than_the_read_timeout(self) -> None:
         with RawServer(HEAD, chunk(event("Hel")), then="silence") as server:
-            pieces, error = read_until_it_breaks(server.url)
+            pieces, error = read_until_it_breaks(server.url, timeout=0.5)
         assert pieces == ["Hel"]
         assert isinstance(error, APIStreamBrokenError)
         assert isinstance(error.__cause__, APITimeoutError)

@@ -421,8 +421,8 @@ class TestTotalTimeout:
                 next(pieces)
 
     def test_a_call_leaves_no_short_timeout_on_its_connection(self) -> None:
-        with MockServer("ok,slow:0.4") as server, client_of(server) as client:
-            client.with_options(total_timeout=0.3).chat(HELLO)
+        with MockServer("ok,slow:1.1") as server, client_of(server) as client:
+            client.with_options(total_timeout=1).chat(HELLO)
             client.chat(HELLO)
 
     def test_threads_with_different_timeouts(self) -> None:
