@@ -141,7 +141,10 @@ class Response:
         yield from self._raw.stream(size, decode_content=True)
 
     def drain(self, chunks: Iterator[bytes]) -> None:
-        """Read the end of the body, for DRAIN_SECONDS at most, to make the connection reusable."""
+        """Read the end of the body, for DRAIN_SECONDS at most, to make the connection reusable.
+
+        With a session of your own, it can take as long as the read timeout.
+        """
         self._deadline.shorten(DRAIN_SECONDS)
         with contextlib.suppress(OSError, ValueError, urllib3.exceptions.HTTPError):
             next(chunks, b"")
