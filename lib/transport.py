@@ -234,7 +234,7 @@ class _DeadlineConnection(HTTPConnection):
             found = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
         except OSError:
             return super()._new_conn()  # urllib3 raises its own error for it
-        addresses = [str(address[0]) for *_, address in found]
+        addresses = [str(address[0]) for *_, address in found] or [host]
         try:
             while True:
                 self._dns_host = addresses.pop(0)
