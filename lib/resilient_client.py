@@ -39,7 +39,7 @@ MIN_SECONDS_FOR_A_CALL = 0.01  # a timeout must be > 0
 
 
 class RequestLimiter(Protocol):
-    """What it needs of a RateLimiter or a SharedRateLimiter."""
+    """The methods of RateLimiter and SharedRateLimiter that ResilientMistralClient calls."""
 
     def acquire(self, timeout: float | None = None) -> float:
         """Wait for a free slot and take it."""

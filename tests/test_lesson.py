@@ -374,6 +374,13 @@ class TestConsole:
         monkeypatch.setattr(sys, "stdout", None)  # as pythonw.exe has it
         assert exit_code(lambda client: print("Hello!")) == 0
 
+    def test_without_a_stderr_no_notice_appears_on_stdout(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(sys, "stderr", None)
+        lesson.print_err("a notice")
+        assert capsys.readouterr().out == ""
+
     def test_a_line_is_shown_when_it_is_finished(
         self, exit_code: Callable[..., int], monkeypatch: pytest.MonkeyPatch
     ) -> None:

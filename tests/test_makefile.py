@@ -75,6 +75,13 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path / "a folder with spaces")
 
 
+class TestCheck:
+    def test_wrong_usage_fails(self, project: Project) -> None:
+        """An exercise that is not solved yet does not fail: see test_exercises.py."""
+        project.python.write_text("#!/bin/sh\nexit 2\n")
+        assert project.make("check", "N=9").returncode == 2
+
+
 class TestRunAll:
     def test_six_lessons_in_order(self, project: Project) -> None:
         done = project.make("run-all")
@@ -86,6 +93,12 @@ class TestRunAll:
         assert done.returncode != 0
         assert "make run-all: examples/03_rate_limits.py failed\n" in done.stderr
         assert project.calls == [f"examples/{script.name}" for script in SCRIPTS[:3]]
+
+    def test_a_closed_pipe_ends_it_quietly(self, project: Project) -> None:
+        """As in `make run-all | head -1`."""
+        project.python.write_text('#!/bin/sh\necho "$*" >> calls.txt\nexit 141\n')
+        done = project.make("run-all")
+        assert (done.returncode, done.stderr, len(project.calls)) == (0, "", 1)
 
     def test_the_notice_comes_once(self, project: Project) -> None:
         project.python.write_text('#!/bin/sh\necho "${MISTRAL_NO_NOTICE:-notice}" >> calls.txt\n')

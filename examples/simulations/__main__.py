@@ -1,7 +1,7 @@
 """Run all simulations in virtual time: each prints a table and draws a picture.
 
-python examples/simulations                                # or: make simulate
-python -m examples.simulations --seed 3 --output /tmp
+python examples/simulations                     # or: make simulate
+python examples/simulations --seed 3            # other random numbers
 """
 
 import sys
