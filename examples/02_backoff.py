@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.lesson import has_faults_argument, print_err, run_lesson
+from examples.support.lesson import has_faults_argument, print_err, run_lesson
 from lib.client import MistralClient
 from lib.errors import MistralError
 from lib.retry import Retrier

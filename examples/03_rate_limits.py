@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.lesson import run_lesson
+from examples.support.lesson import run_lesson
 from lib.client import ChatCompletion, MistralClient
 from lib.errors import MistralError, RateLimitError
 from lib.rate_limiter import RateLimiter

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.lesson import run_lesson
+from examples.support.lesson import run_lesson
 from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
 from lib.client import MistralClient
 from lib.errors import MistralError

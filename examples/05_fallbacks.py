@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.lesson import run_lesson
+from examples.support.lesson import run_lesson
 from lib.client import MistralClient
 from lib.errors import MistralError, NotFoundError
 from lib.fallback import AllStrategiesFailedError, FallbackHandler, is_client_error

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.lesson import has_faults_argument, log_file, run_lesson
+from examples.support.lesson import has_faults_argument, log_file, run_lesson
 from lib.client import MistralClient
 from lib.error_logger import ErrorLogger
 from lib.errors import APITimeoutError, MistralError, RateLimitError

@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.lesson import run_lesson
+from examples.support.lesson import run_lesson
 from lib.circuit_breaker import CircuitBreaker
 from lib.client import ChatCompletion, MistralClient
 from lib.fallback import FallbackHandler

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.lesson import CLOSED_PIPE, INTERRUPTED, UsageError, print_err, run_command
+from examples.support.lesson import CLOSED_PIPE, INTERRUPTED, UsageError, print_err, run_command
 
 EXAMPLES = Path(__file__).resolve().parent
 

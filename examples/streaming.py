@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.lesson import run_lesson
+from examples.support.lesson import run_lesson
 from lib.client import ChatStream, MistralClient
 from lib.errors import APIStreamBrokenError, MistralError
 from lib.retry import Retrier

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from examples.exercises import check, rules
-from examples.lesson import run_command
+from examples.exercises import check
+from examples.exercises.checker import rules
+from examples.support.lesson import run_command
 from support import ROOT, Outcome, finish, start
 
 EXERCISES = ROOT / "examples" / "exercises"

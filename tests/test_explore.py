@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from examples.exercises import rules
-from examples.exercises.explore import DeadlockError, RunThreads
+from examples.exercises.checker import rules
+from examples.exercises.checker.explore import DeadlockError, RunThreads
 
 COUNTER = """
 import threading

@@ -17,8 +17,8 @@ import requests
 import responses
 
 from conftest import RunScript
-from examples import lesson
-from examples.lesson import Lesson, run_lesson
+from examples.support import lesson
+from examples.support.lesson import Lesson, run_lesson
 from lib.client import MistralClient
 from lib.errors import APIConnectionError
 from lib.mock_server import MockServer

@@ -12,7 +12,7 @@ import pytest
 import responses
 
 from conftest import RunScript
-from examples import lesson, timeline
+from examples.support import lesson, timeline
 from lib.errors import ERROR_TABLE, ErrorInfo
 from lib.mock_server import faults
 from support import CHAT_URL, EXPECTED, MODELS_URL, ROOT, SCRIPTS, SETTINGS, completion
@@ -114,7 +114,7 @@ def test_readme_has_at_most_200_lines() -> None:
 def test_settings_are_those_of_the_code_and_of_env_example() -> None:
     named = set(re.findall(r"^\| `(MISTRAL_\w+)`", README, re.MULTILINE))
     example = (ROOT / ".env.example").read_text("utf-8")
-    code = (ROOT / "examples" / "lesson.py").read_text("utf-8")
+    code = (ROOT / "examples" / "support" / "lesson.py").read_text("utf-8")
     assert named == set(SETTINGS)
     assert named == set(re.findall(r"^#?(MISTRAL_\w+)=", example, re.MULTILINE))
     assert named == set(re.findall(r'setting\("(MISTRAL_\w+)"', code))

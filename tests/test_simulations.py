@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from examples.lesson import UsageError
 from examples.simulations import rate_limit
 from examples.simulations.chart import PLOT_HEIGHT, WIDTH
 from examples.simulations.report import Report, show
 from examples.simulations.virtual_time import simulate
+from examples.support.lesson import UsageError
 from support import EXPECTED, ROOT, Outcome, run_in_threads
 
 FOLDER = ROOT / "examples" / "simulations"

@@ -1,9 +1,9 @@
-"""examples/timeline.py: what --trace draws."""
+"""examples/support/timeline.py: what --trace draws."""
 
 from __future__ import annotations
 
-from examples import timeline as timeline_module
-from examples.timeline import WIDTH, timeline
+from examples.support import timeline as timeline_module
+from examples.support.timeline import WIDTH, timeline
 from lib.mock_server import LoggedRequest
 
 

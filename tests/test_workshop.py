@@ -8,7 +8,7 @@ import re
 import pytest
 
 from examples.failure_scenarios import SCENARIOS
-from examples.timeline import timeline
+from examples.support.timeline import timeline
 from lib.mock_server import LoggedRequest
 from support import EXPECTED, ROOT, SCRIPTS, Outcome, transcript
 from test_transcripts import TIMELINES

@@ -26,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from examples.exercises.rules import DidNotReturnError, Rule, describe, load, within
-from examples.lesson import FAILED, Parser, UsageError, run_command
+from examples.exercises.checker.rules import DidNotReturnError, Rule, describe, load, within
+from examples.support.lesson import FAILED, Parser, UsageError, run_command
 
 # Exercise N has its rules in rules_N.py, and wrong solutions in tests/wrong_solutions/exN.diff.
 EXERCISES = {
@@ -116,7 +116,7 @@ def load_solution(path: Path) -> Any:
 
 def rules_of(number: int) -> list[Rule]:
     """Return the rules of an exercise, in the order of its file."""
-    module = importlib.import_module(f"examples.exercises.rules_{number}")
+    module = importlib.import_module(f"examples.exercises.checker.rules_{number}")
     return [value for value in vars(module).values() if isinstance(value, Rule)]
 
 

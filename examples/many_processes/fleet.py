@@ -22,7 +22,7 @@ except ImportError:
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.lesson import INTERRUPTED, UsageError, run_command
+from examples.support.lesson import INTERRUPTED, UsageError, run_command
 from lib.client import MistralClient
 from lib.errors import RateLimitError
 from lib.mock_server import MockServer

@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.lesson import run_command
 from examples.simulations import jitter, rate_limit, retry_storm
 from examples.simulations.report import show
+from examples.support.lesson import run_command
 
 SIMULATIONS = {
     "jitter": jitter.report,

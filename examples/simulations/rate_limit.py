@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.lesson import run_command
 from examples.simulations.chart import Line, Panel, Point, draw
 from examples.simulations.report import Report, show
 from examples.simulations.virtual_time import simulate
+from examples.support.lesson import run_command
 from lib.mock_server.limits import SlidingWindow
 from lib.rate_limiter import RateLimiter
 from lib.retry import Retrier, RetryBudget

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from examples.lesson import Parser, UsageError, print_err
+from examples.support.lesson import Parser, UsageError, print_err
 
 FOLDER = Path(__file__).resolve().parent
 DEFAULT_SEED = 2

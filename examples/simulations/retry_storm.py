@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.lesson import run_command
 from examples.simulations.chart import Line, Panel, Point, draw
 from examples.simulations.report import Report, show
 from examples.simulations.virtual_time import simulate
+from examples.support.lesson import run_command
 from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
 from lib.retry import Retrier, RetryBudget
 

@@ -9,7 +9,7 @@ import time
 from bisect import bisect
 from typing import Any
 
-from examples.exercises.rules import rule
+from examples.exercises.checker.rules import rule
 from examples.simulations.retry_storm import END, RequestError, Server, Traffic, run
 from examples.simulations.virtual_time import simulate
 from lib.circuit_breaker import CircuitOpenError

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType, ModuleType
 from typing import Any
 
-from examples.exercises.explore import Scheduler
+from examples.exercises.checker.explore import Scheduler
 
 BUILT_FROM_LOCKS = (
     "_RLock", "Condition", "Semaphore", "BoundedSemaphore", "Event", "Barrier", "Timer",

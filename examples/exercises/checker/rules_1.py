@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from examples.exercises.explore import RunThreads
-from examples.exercises.rules import explore, missing, rule, run_in_threads
+from examples.exercises.checker.explore import RunThreads
+from examples.exercises.checker.rules import explore, missing, rule, run_in_threads
 from lib.retry import Retrier
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from examples.exercises.explore import RunThreads
-from examples.exercises.rules import advance_clock, explore, rule, run_in_threads
+from examples.exercises.checker.explore import RunThreads
+from examples.exercises.checker.rules import advance_clock, explore, rule, run_in_threads
 from lib.client import ChatCompletion, MistralClient
 from lib.errors import PaymentRequiredError
 from lib.mock_server import MockServer

@@ -6,8 +6,8 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from examples.exercises.explore import RunThreads
-from examples.exercises.rules import explore, missing, rule
+from examples.exercises.checker.explore import RunThreads
+from examples.exercises.checker.rules import explore, missing, rule
 from lib.client import Usage
 
 # 1000 prompt tokens cost 1 USD, 1000 completion tokens cost 2 USD.

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from examples.exercises.explore import DeadlockError, Errors, RunThreads, Scheduler
-from examples.exercises.virtual_modules import import_with, virtual_modules
+from examples.exercises.checker.explore import DeadlockError, Errors, RunThreads, Scheduler
+from examples.exercises.checker.virtual_modules import import_with, virtual_modules
 
 T = TypeVar("T")
 Check = Callable[[Any], "str | None"]

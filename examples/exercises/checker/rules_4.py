@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from examples.exercises.rules import rule
+from examples.exercises.checker.rules import rule
 from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
 from lib.client import MistralClient
 from lib.errors import MistralError

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
-from examples.timeline import timeline
+from examples.support.timeline import timeline
 from lib.client import DEFAULT_BASE_URL, MAX_TIMEOUT, MistralClient
 from lib.errors import APIResponseValidationError, APIStatusError, MistralError, explain
 from lib.mock_server import FAULT_SYNTAX, MockServer
@@ -30,7 +30,7 @@ from lib.transport import is_loopback
 
 Lesson = Callable[[MistralClient], None]
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OFFLINE_TIMEOUT = 2.0  # seconds; short, because a lesson on timeouts waits for them
 LIVE_TIMEOUT = 60.0
 PLAIN_SYMBOLS = {"✓": "+", "✗": "x", "█": "#"}

@@ -1,0 +1,1 @@
+"""How `make check` works. You need not read it to do the exercises."""

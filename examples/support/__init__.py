@@ -1,0 +1,1 @@
+"""What every script needs and no learner has to open: arguments, settings, the console, --trace."""
