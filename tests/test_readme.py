@@ -22,9 +22,14 @@ PAGES = {
     for name in (
         "README.md",
         "lib/README.md",
+        "lib/recipes.md",
+        "lib/many-processes.md",
+        "lib/comparison.md",
         "examples/README.md",
         "examples/troubleshooting.md",
         "examples/differences.md",
+        "examples/exercises/README.md",
+        "examples/simulations/README.md",
     )
 }
 README = PAGES["README.md"]
@@ -86,7 +91,9 @@ def test_every_make_target_and_script_exists() -> None:
             assert (ROOT / script).is_file(), f"{page}: {script}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "lib/README.md", "examples/troubleshooting.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "lib/README.md", "lib/recipes.md", "examples/troubleshooting.md"]
+)
 @pytest.mark.usefixtures("clock")
 def test_every_python_snippet_runs(
     page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]

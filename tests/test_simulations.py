@@ -25,7 +25,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 PICTURES = ("jitter", "retry_storm", "rate_limit")
 TABLES = (EXPECTED / "simulations.txt").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
-WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
+PAGE = (FOLDER / "README.md").read_text("utf-8")
 
 # Writes and milliseconds for 10, 50, 100 and 190 clients: the averages of 10 to 2000 runs of
 # Brooker's simulator, github.com/aws-samples/aws-arch-backoff-simulator at 66cb169.
@@ -232,10 +232,10 @@ class TestPictures:
         areas = ElementTree.fromstring(committed(name)).findall(f".//{SVG}rect[@class='shaded']")
         assert all(float(area.get("width", "0")) > 0 for area in areas)
 
-    def test_the_workshop_shows_the_picture_with_a_text_for_whoever_cannot_see_it(
+    def test_the_page_shows_the_picture_with_a_text_for_whoever_cannot_see_it(
         self, name: str
     ) -> None:
-        (text,) = re.findall(rf"!\[([^\]]+)\]\(simulations/{name}\.svg\)", WORKSHOP)
+        (text,) = re.findall(rf"!\[([^\]]+)\]\({name}\.svg\)", PAGE)
         assert len(text) > 100
 
 
@@ -248,7 +248,7 @@ class TestPages:
             f"100 clients need {full[2]} writes instead of {no_jitter[2]}, and {full[6]} seconds "
             f"instead of {no_jitter[6]}. Without backoff they are done first, after {none[6]} "
             f"seconds, but with {none[2]} writes."
-        ) in one_line(WORKSHOP)
+        ) in one_line(PAGE)
         assert one_line(
             f"100 clients that update the same row try {full[2]} writes with full jitter, "
             f"{no_jitter[2]} without jitter and {none[2]} without backoff."
@@ -256,7 +256,7 @@ class TestPages:
 
     def test_the_numbers_of_the_retry_storm(self) -> None:
         _, attempts, breaker, budget = rows("Retry storm").values()
-        text = one_line(WORKSHOP)
+        text = one_line(PAGE)
         assert f"recovered in {attempts[4]} of {attempts[5]} runs" in text
         assert f"it gets {attempts[3]} requests per call" in text
         assert f"{breaker[1]} % of the calls that arrive between second 20 and 60 succeed" in text
@@ -269,7 +269,7 @@ class TestPages:
 
     def test_the_numbers_of_the_rate_limit(self) -> None:
         none, retries, no_budget, at_600, at_590 = rows("Rate limit").values()
-        text = one_line(WORKSHOP)
+        text = one_line(PAGE)
         assert f"used up after {float(none[4]):.0f} seconds. Then {none[2]} calls fail." in text
         assert f"Retries with their budget save {int(none[2]) - int(retries[2])} of them" in text
         assert no_budget[2] == at_590[1] == at_590[2] == "0"

@@ -1,4 +1,4 @@
-"""Run the snippet of lib/README.md for the official SDKs against the mock server."""
+"""Run the snippet of lib/recipes.md for the official SDKs against the mock server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAULTS = "503,429:1,drop"  # each retried once, then a normal response
 
 
 def snippet() -> dict[str, Any]:
-    page = Path(__file__).parents[2] / "lib" / "README.md"
+    page = Path(__file__).parents[2] / "lib" / "recipes.md"
     (code,) = re.findall(r"```py\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
     names: dict[str, Any] = {"__name__": "snippet"}
     exec(compile(code, str(page), "exec"), names)

@@ -244,7 +244,7 @@ class TestGivingUp:
 
 
 def test_the_snippet_of_the_readme_runs(server: RedisServer) -> None:
-    page = (ROOT / "lib" / "README.md").read_text("utf-8")
+    page = (ROOT / "lib" / "many-processes.md").read_text("utf-8")
     (snippet,) = re.findall(r"```python3\n(.*?)```", page, re.DOTALL)
     code = snippet.replace("redis://localhost:6379", server.url)
     with MockServer() as api, MistralClient("any-key", base_url=api.url) as mistral:
