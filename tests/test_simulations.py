@@ -249,10 +249,6 @@ class TestPages:
             f"instead of {no_jitter[6]}. Without backoff they are done first, after {none[6]} "
             f"seconds, but with {none[2]} writes."
         ) in one_line(PAGE)
-        assert one_line(
-            f"100 clients that update the same row try {full[2]} writes with full jitter, "
-            f"{no_jitter[2]} without jitter and {none[2]} without backoff."
-        ) in one_line(README)
 
     def test_the_numbers_of_the_retry_storm(self) -> None:
         _, attempts, breaker, budget = rows("Retry storm").values()
