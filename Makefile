@@ -10,7 +10,7 @@ MANY := .venv-many-processes
 MANY_BIN := $(MANY)/$(notdir $(BIN))
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all run-failures run-many-processes simulate check test test-shared soak bench bench-sdks clean
+.PHONY: help run-all run-failures run-many-processes simulate check workshop test test-shared soak bench bench-sdks clean
 
 help:
 	@echo "make run-all        run the six lessons, in order"
@@ -20,6 +20,7 @@ help:
 	@echo "make run-many-processes  run four processes that share one limit over Redis (20 seconds)"
 	@echo "make simulate       draw what retries, jitter, budgets and limits do to a service"
 	@echo "make check          show your progress in the exercises; N=1 checks one, rule by rule"
+	@echo "make workshop N=2   walk through lesson 2 in the terminal: predict, then see"
 	@echo "make test           run the tests"
 	@echo "make test-shared    test the shared limiter with real processes and a real server"
 	@echo "make soak           run 16 threads, thousands of calls, every fault (half a minute)"
@@ -51,6 +52,9 @@ run-%: $(READY)
 # is not finished is no reason for make to add an error line of its own.
 check: $(READY)
 	@$(BIN)/python examples/exercises/check.py $(N) $(ARGS) || { code=$$?; [ $$code = 1 ] || exit $$code; }
+
+workshop: $(READY)
+	@$(BIN)/python examples/support/workshop.py $(N)
 
 test: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)

@@ -3,7 +3,7 @@
     python examples/01_basic_errors.py
     python examples/01_basic_errors.py --faults 401,429:2     # inject failures
 
-What it leaves broken: a transient error, one that would be gone a second later, still makes
+Still unsolved: a transient error, one that would be gone a second later, still makes
 the call fail. Example 2 fixes that.
 """
 

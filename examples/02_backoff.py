@@ -17,7 +17,7 @@ earn tokens back. Without the budget, three attempts per call would triple the l
 overloaded service and keep it down. When the budget is empty, the error is raised at once,
 and `on_give_up` gets the reason "retry budget exhausted".
 
-What it leaves broken: it slows down only after the server has rejected a request. Example 3
+Still unsolved: it slows down only after the server has rejected a request. Example 3
 fixes that.
 """
 

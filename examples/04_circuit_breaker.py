@@ -7,7 +7,7 @@ Two failures open the circuit. While it is open, calls fail at once and nothing 
 the recovery timeout it is half-open: one call, the probe, tests whether the service is back.
 If every caller tried at once, they would flood a service that has just restarted.
 
-What it leaves broken: the user still gets no answer. Example 5 fixes that.
+Still unsolved: the user still gets no answer. Example 5 fixes that.
 """
 
 import sys

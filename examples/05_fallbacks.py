@@ -7,7 +7,7 @@
 A fallback must not hide your own mistakes. With a wrong key, every user would get an apology,
 and you would not notice. So such an error is raised, and no further strategy is tried.
 
-What it leaves broken: nobody learns that the primary strategy fails. Example 6 fixes that.
+Still unsolved: nobody learns that the primary strategy fails. Example 6 fixes that.
 """
 
 import sys

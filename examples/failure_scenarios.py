@@ -1,4 +1,4 @@
-"""Failure scenarios: every lesson under the faults that teach most.
+"""Failure scenarios: each lesson with its most instructive faults.
 
     python examples/failure_scenarios.py        # all of them, in half a minute
     python examples/failure_scenarios.py 02     # those of lesson 2
@@ -48,6 +48,7 @@ SCENARIOS = (
     Scenario("05_fallbacks", "404", "05_smaller_model_answers"),
     Scenario("05_fallbacks", "401", "05_wrong_key_is_raised"),
     Scenario("06_error_logger", "ok,503,timeout,429:2,401", "06_alert"),
+    Scenario("streaming", "drop,drop", "streaming_retries_before_the_first_piece"),
 )
 
 

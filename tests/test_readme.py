@@ -26,6 +26,7 @@ PAGES = {
         "lib/many-processes.md",
         "lib/comparison.md",
         "examples/README.md",
+        "examples/teaching.md",
         "examples/troubleshooting.md",
         "examples/differences.md",
         "examples/exercises/README.md",

@@ -1,0 +1,42 @@
+"""`make workshop N=2`: the page's own steps, in the terminal."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from examples.support.workshop import LESSONS, PAGE, steps
+from support import ROOT, Outcome
+
+walk = str(ROOT / "examples" / "support" / "workshop.py")
+TEXT = PAGE.read_text("utf-8")
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_each_command_of_the_lesson_is_run_after_a_pause(number: int) -> None:
+    section = TEXT.partition(f"## Lesson {number}:")[2].partition("\n## ")[0]
+    commands = [line[2:] for line in section.splitlines() if line.startswith("$ ")]
+    kinds = list(steps(TEXT, number))
+    assert commands == [step.text for step in kinds if step.kind == "run"]
+    for before, step in itertools.pairwise(kinds):
+        assert step.kind != "run" or before.kind == "pause"
+
+
+def test_the_expected_output_is_not_shown_before_the_run() -> None:
+    shown = "\n".join(step.text for step in steps(TEXT, 2) if step.kind == "text")
+    assert "Attempt 1/3" not in shown
+    assert "Why exponential, and why jitter?" in shown
+
+
+@pytest.mark.child(walk, "5")
+def test_the_walk_prints_what_the_scripts_print(outcome: Outcome) -> None:
+    assert outcome.code == 0, outcome.err
+    assert "Response: Service temporarily unavailable. Please try again later." in outcome.out
+
+
+@pytest.mark.child(walk, "7")
+def test_a_lesson_that_does_not_exist_is_one_sentence(outcome: Outcome) -> None:
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+    assert len(outcome.err.splitlines()) == 1
