@@ -1,23 +1,22 @@
-"""Fixtures: no settings, a fake clock, a mocked API, a script run in process or as a child."""
+"""Fixtures: no settings, a fake clock, a mocked API, a script run in this process."""
 
 from __future__ import annotations
 
 import asyncio
 import runpy
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import responses
 from responses.registries import OrderedRegistry
 
-from support import MODELS_URL, ROOT, SETTINGS, Outcome, start
+from commands import COMMANDS
+from support import MODELS_URL, ROOT, SETTINGS, Outcome, run
 
 
 @pytest.fixture(autouse=True)
@@ -106,45 +105,37 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     return run
 
 
-Children = dict[str, "Future[tuple[Outcome, Path]]"]
+class Ran(NamedTuple):
+    """How a command ended, and the folder in which it ran: empty at first, and its own."""
+
+    outcome: Outcome
+    folder: Path
+
+
+Commands = Callable[[str], Ran]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def children(
+def commands(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Children]:
-    """Start the child processes of all selected tests with a ``child`` mark.
+) -> Iterator[Commands]:
+    """Run the commands of commands.py behind the other tests; wait for one by its name.
 
-    They run beside the other tests, each in an empty folder with a log of its own. Their
-    threads use no timeout: it would sleep, and another test may have a fake ``time.sleep``.
+    They run without a timeout, which would sleep: another test may have a fake ``time.sleep``.
     """
-    folders = tmp_path_factory.mktemp("children")
-    started: list[subprocess.Popen[str]] = []
+    selected = {item.path.name for item in request.session.items}
+    chosen = COMMANDS if selected & {"test_transcripts.py", "test_workshop.py"} else {}
 
-    def finish(mark: pytest.Mark) -> tuple[Outcome, Path]:
-        folder = Path(tempfile.mkdtemp(dir=folders))
-        settings = {"cwd": folder, "MISTRAL_LOG_FILE": str(folder / "errors.log")}
-        with start(*mark.args, **{**settings, **mark.kwargs}) as child:
-            started.append(child)
-            out, err = child.communicate()
-        return Outcome(child.returncode, out, err), folder
+    def run_command(name: str, folder: Path) -> Ran:
+        settings = {"MISTRAL_LOG_FILE": str(folder / "errors.log")}
+        if name.startswith("failure_scenarios"):
+            settings["MISTRAL_TIMEOUT"] = "0.7"
+        return Ran(run(*COMMANDS[name], cwd=folder, timeout=None, **settings), folder)
 
-    marks = [mark for item in request.session.items for mark in item.iter_markers("child")]
     with ThreadPoolExecutor(4) as pool:
-        yield {key: pool.submit(finish, mark) for key, mark in {str(m): m for m in marks}.items()}
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in started:
-            child.kill()
-
-
-@pytest.fixture
-def child(request: pytest.FixtureRequest, children: Children) -> tuple[Outcome, Path]:
-    """The end of the test's child process, ``@pytest.mark.child(*arguments, cwd=..., NAME=...)``,
-    and the folder in which it ran."""
-    return children[str(request.node.get_closest_marker("child"))].result(timeout=60)
-
-
-@pytest.fixture
-def outcome(child: tuple[Outcome, Path]) -> Outcome:
-    """How the test's child process ended."""
-    return child[0]
+        futures = {
+            name: pool.submit(run_command, name, tmp_path_factory.mktemp("command"))
+            for name in chosen
+        }
+        yield lambda name: futures[name].result(timeout=60)
+        pool.shutdown(cancel_futures=True)

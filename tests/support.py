@@ -74,22 +74,17 @@ class Outcome(NamedTuple):
     err: str
 
 
-def child_environment(**changes: str | None) -> dict[str, str]:
-    """Return this environment without settings, and with UTF-8 output that is buffered.
+def start(*arguments: str, cwd: Path = ROOT, **environment: str | None) -> subprocess.Popen[str]:
+    """Start this Python with the arguments; stdout and stderr are pipes of UTF-8 text.
 
-    None unsets a variable.
+    It gets no settings, and a stdout that is buffered; None unsets a variable.
     """
     plain = {"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "", **dict.fromkeys(SETTINGS, "")}
-    merged = {**_environment, **plain, **changes}
-    return {name: value for name, value in merged.items() if value is not None}
-
-
-def start(*arguments: str, cwd: Path = ROOT, **environment: str | None) -> subprocess.Popen[str]:
-    """Start this Python with the arguments; stdout and stderr are pipes of UTF-8 text."""
+    merged = {**_environment, **plain, **environment}
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=cwd,
-        env=child_environment(**environment),
+        env={name: value for name, value in merged.items() if value is not None},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -98,7 +93,7 @@ def start(*arguments: str, cwd: Path = ROOT, **environment: str | None) -> subpr
     )
 
 
-def finish(child: subprocess.Popen[str], timeout: float = 60) -> Outcome:
+def finish(child: subprocess.Popen[str], timeout: float | None = 60) -> Outcome:
     """Wait until a child has ended and its pipes are closed, or kill it after the timeout."""
     try:
         out, err = child.communicate(timeout=timeout)
@@ -108,18 +103,19 @@ def finish(child: subprocess.Popen[str], timeout: float = 60) -> Outcome:
     return Outcome(child.returncode, out, err)
 
 
-def run(*arguments: str, cwd: Path = ROOT, **environment: str | None) -> Outcome:
+def run(
+    *arguments: str, cwd: Path = ROOT, timeout: float | None = 60, **environment: str | None
+) -> Outcome:
     """Run this Python with the arguments and wait for its end."""
     with start(*arguments, cwd=cwd, **environment) as child:
-        return finish(child)
+        return finish(child, timeout)
 
 
-def script_child(name: str, *arguments: str, **environment: str) -> pytest.MarkDecorator:
-    """Return the mark of a test whose child process is ``python examples/NAME.py ARGUMENTS``."""
+def script(name: str, *arguments: str) -> list[str]:
+    """Return the arguments for ``run`` that stand for ``python examples/NAME.py ARGUMENTS``."""
     # Under -P, from a foreign folder, only the script's own line can find lib.
-    safe_path = ("-P",) if sys.version_info >= (3, 11) else ()
-    path = str(ROOT / "examples" / f"{name}.py")
-    return pytest.mark.child(*safe_path, path, *arguments, **environment)
+    safe_path = ["-P"] if sys.version_info >= (3, 11) else []
+    return [*safe_path, str(ROOT / "examples" / f"{name}.py"), *arguments]
 
 
 @contextlib.contextmanager
@@ -243,44 +239,6 @@ def most_in_any_window(starts: Iterable[float], seconds: float) -> int:
             window.popleft()
         most = max(most, len(window))
     return most
-
-
-# What the real API sends with an error: status, body, the message in it, its code.
-WIRE_BODIES: list[tuple[int, str, str, str | None]] = [
-    (400, '{"object":"error","message":"Invalid model: X","type":"invalid_model","param":null,'
-     '"code":"1500","raw_status_code":400}', "Invalid model: X", "1500"),
-    (400, '{"object":"error","message":"Prompt contains 159202 tokens and 0 draft tokens, too '
-     'large for model with 131072 maximum context length",'
-     '"type":"invalid_request_invalid_args","param":null,"code":"3051","raw_status_code":400}',
-     "Prompt contains 159202 tokens and 0 draft tokens, too large for model with 131072 "
-     "maximum context length", "3051"),
-    (401, '{"detail":"Invalid API Key"}', "Invalid API Key", None),
-    (401, '{"detail":"Unauthorized"}', "Unauthorized", None),
-    (401, '{"message":"Unauthorized","request_id":"abc-123"}', "Unauthorized", None),
-    (402, '{"object":"error","message":"API budget exhausted.",'
-     '"type":"billing_api_budget_exhausted","param":null,"code":"2303","raw_status_code":402}',
-     "API budget exhausted.", "2303"),
-    (404, '{"detail":"Not Found"}', "Not Found", None),
-    (422, '{"object":"error","message":{"detail":[{"type":"extra_forbidden","loc":["body",'
-     '"max_completion_tokens"],"msg":"Extra inputs are not permitted","input":32000}]},'
-     '"type":"invalid_request_error","param":null,"code":null}',
-     "body.max_completion_tokens: Extra inputs are not permitted", None),
-    (422, '{"detail":[{"type":"extra_forbidden","loc":["body","store"],"msg":"Extra inputs are not '
-     'permitted"}]}', "body.store: Extra inputs are not permitted", None),
-    (429, '{"object":"error","message":"Rate limit exceeded","type":"rate_limited","param":null,'
-     '"code":"1300","raw_status_code":429}', "Rate limit exceeded", "1300"),
-    (429, '{"message":"Requests rate limit exceeded"}', "Requests rate limit exceeded", None),
-    (429, '{"object":"error","message":"Not enough capacity available for this request, please '
-     'retry later.","type":"backend_out_of_capacity","param":null,"code":"3505"}',
-     "Not enough capacity available for this request, please retry later.", "3505"),
-    (500, '{"object":"error","message":"Service unavailable.","type":"internal_server_error",'
-     '"param":null,"code":"1000"}', "Service unavailable.", "1000"),
-    (500, '{"detail":"Internal Server Error"}', "Internal Server Error", None),
-    (503, '{"object":"error","message":"Internal server error","type":"unreachable_backend",'
-     '"param":null,"code":"1100"}', "Internal server error", "1100"),
-    (504, "", "Gateway Timeout", None),
-    (520, "<html><body><h1>Web server error</h1></body></html>", "HTTP status 520", None),
-]  # fmt: skip
 
 
 def raw_response(status: str, body: bytes = b"", *headers: str) -> bytes:

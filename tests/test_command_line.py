@@ -14,19 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from support import ROOT, SCRIPTS, Outcome, finish, script_child, start, transcript
+from support import SCRIPTS, finish, run, script, start, transcript
 
 SECOND, THIRD, SIXTH = (str(SCRIPTS[number - 1]) for number in (2, 3, 6))
 
 
 class TestStart:
-    @pytest.mark.child("-X", "dev", "-m", "examples.01_basic_errors", cwd=ROOT)
-    def test_as_a_module_in_development_mode(self, outcome: Outcome) -> None:
+    def test_as_a_module_in_development_mode(self) -> None:
+        outcome = run("-X", "dev", "-m", "examples.01_basic_errors")
         assert outcome[:2] == (0, transcript("01_basic_errors"))
         assert re.fullmatch("Offline: .*\n", outcome.err)  # and no warning
 
-    @script_child("01_basic_errors", "--trace", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-    def test_on_an_ascii_console(self, outcome: Outcome) -> None:
+    def test_on_an_ascii_console(self) -> None:
+        command = script("01_basic_errors", "--trace")
+        outcome = run(*command, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
         plain = transcript("01_basic_errors").replace("✓", "+").replace("✗", "x")
         assert outcome[:2] == (0, plain)
         assert "    0.0 s  |#" in outcome.err

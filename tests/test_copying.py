@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from support import ROOT, Outcome
+from support import ROOT, run
 
 LIB = ROOT / "lib"
 HELPERS = (
@@ -39,14 +39,16 @@ print("lib" in sys.modules)
 """
 
 
-# -I and -S: no path and no package but the standard library.
-@pytest.mark.child("-I", "-S", "-W", "error", "-c", RUN_DOCTESTS_OF_EACH_ALONE, str(LIB), *HELPERS)
-def test_helper_copied_alone_runs_its_doctests(outcome: Outcome) -> None:
+def test_helper_copied_alone_runs_its_doctests() -> None:
+    # -I and -S: no path and no package but the standard library.
+    only_python = ("-I", "-S", "-W", "error")
+    outcome = run(*only_python, "-c", RUN_DOCTESTS_OF_EACH_ALONE, str(LIB), *HELPERS)
     assert outcome[:2] == (0, "".join(f"{name} ok\n" for name in HELPERS)), outcome.err
 
 
-@pytest.mark.child("-I", "-W", "error", "-c", USE_LIB_UNDER_ANOTHER_NAME, str(LIB))
-def test_lib_works_under_another_name(outcome: Outcome) -> None:
+def test_lib_works_under_another_name(tmp_path: Path) -> None:
+    command = ("-I", "-W", "error", "-c", USE_LIB_UNDER_ANOTHER_NAME, str(LIB))
+    outcome = run(*command, cwd=tmp_path)
     assert outcome[:2] == (0, "Hello! How can I assist you today?\nFalse\n"), outcome.err
 
 

@@ -41,7 +41,6 @@ from lib.errors import (
     is_retryable_status,
     parse_retry_after,
 )
-from support import WIRE_BODIES
 
 STATUS_CLASSES: dict[int, type[APIStatusError]] = {
     400: BadRequestError, 401: AuthenticationError, 402: PaymentRequiredError,
@@ -50,6 +49,43 @@ STATUS_CLASSES: dict[int, type[APIStatusError]] = {
     500: InternalServerError, 502: InternalServerError, 503: InternalServerError,
     504: InternalServerError,
 }  # fmt: skip
+
+# What the real API sends with an error: status, body, the message in it, its code.
+WIRE_BODIES: list[tuple[int, str, str, str | None]] = [
+    (400, '{"object":"error","message":"Invalid model: X","type":"invalid_model","param":null,'
+     '"code":"1500","raw_status_code":400}', "Invalid model: X", "1500"),
+    (400, '{"object":"error","message":"Prompt contains 159202 tokens and 0 draft tokens, too '
+     'large for model with 131072 maximum context length",'
+     '"type":"invalid_request_invalid_args","param":null,"code":"3051","raw_status_code":400}',
+     "Prompt contains 159202 tokens and 0 draft tokens, too large for model with 131072 "
+     "maximum context length", "3051"),
+    (401, '{"detail":"Invalid API Key"}', "Invalid API Key", None),
+    (401, '{"detail":"Unauthorized"}', "Unauthorized", None),
+    (401, '{"message":"Unauthorized","request_id":"abc-123"}', "Unauthorized", None),
+    (402, '{"object":"error","message":"API budget exhausted.",'
+     '"type":"billing_api_budget_exhausted","param":null,"code":"2303","raw_status_code":402}',
+     "API budget exhausted.", "2303"),
+    (404, '{"detail":"Not Found"}', "Not Found", None),
+    (422, '{"object":"error","message":{"detail":[{"type":"extra_forbidden","loc":["body",'
+     '"max_completion_tokens"],"msg":"Extra inputs are not permitted","input":32000}]},'
+     '"type":"invalid_request_error","param":null,"code":null}',
+     "body.max_completion_tokens: Extra inputs are not permitted", None),
+    (422, '{"detail":[{"type":"extra_forbidden","loc":["body","store"],"msg":"Extra inputs are not '
+     'permitted"}]}', "body.store: Extra inputs are not permitted", None),
+    (429, '{"object":"error","message":"Rate limit exceeded","type":"rate_limited","param":null,'
+     '"code":"1300","raw_status_code":429}', "Rate limit exceeded", "1300"),
+    (429, '{"message":"Requests rate limit exceeded"}', "Requests rate limit exceeded", None),
+    (429, '{"object":"error","message":"Not enough capacity available for this request, please '
+     'retry later.","type":"backend_out_of_capacity","param":null,"code":"3505"}',
+     "Not enough capacity available for this request, please retry later.", "3505"),
+    (500, '{"object":"error","message":"Service unavailable.","type":"internal_server_error",'
+     '"param":null,"code":"1000"}', "Service unavailable.", "1000"),
+    (500, '{"detail":"Internal Server Error"}', "Internal Server Error", None),
+    (503, '{"object":"error","message":"Internal server error","type":"unreachable_backend",'
+     '"param":null,"code":"1100"}', "Internal server error", "1100"),
+    (504, "", "Gateway Timeout", None),
+    (520, "<html><body><h1>Web server error</h1></body></html>", "HTTP status 520", None),
+]  # fmt: skip
 
 
 class TestTree:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 import pytest
 
+from commands import SLOW_SCENARIOS
 from conftest import FakeClock, RunScript
 from examples.failure_scenarios import SCENARIOS
-from support import EXPECTED, Outcome, script_child, transcript, without_time
+from support import EXPECTED, transcript, without_time
 
-# A timeout and a slow body need real time, and the waits of the streaming lesson are random; the
-# others run with a fake clock.
-SLOW = [
-    each
-    for each in SCENARIOS
-    if re.search("timeout|drip", each.faults) or each.script == "streaming"
-]
 WAITS = {
     "01_wrong_key_and_rate_limit": [],
     "01_bad_requests": [],
@@ -46,23 +39,9 @@ def test_scenario_prints_its_transcript(name: str, clock: FakeClock, run_script:
     assert clock.waits == pytest.approx(WAITS[name])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            each.name,
-            marks=script_child(each.script, "--faults", each.faults, MISTRAL_TIMEOUT="0.7"),
-        )
-        for each in SLOW
-    ],
-)
-def test_slow_scenario_prints_its_transcript(name: str, outcome: Outcome) -> None:
-    assert (outcome.code, outcome.out) == (0, transcript(f"failure_scenarios/{name}")), outcome.err
-
-
 def test_each_scenario_has_a_test_and_a_transcript() -> None:
     names = sorted(each.name for each in SCENARIOS)
-    assert names == sorted([*WAITS, *(each.name for each in SLOW)])
+    assert names == sorted([*WAITS, *(each.name for each in SLOW_SCENARIOS)])
     assert names == sorted(path.stem for path in (EXPECTED / "failure_scenarios").iterdir())
 
 
@@ -75,11 +54,6 @@ class TestCommand:
             for each in SCENARIOS
             if each.script == "05_fallbacks"
         ))  # fmt: skip
-
-    @script_child("failure_scenarios", "06", MISTRAL_TIMEOUT="0.7")
-    def test_it_runs_one_lesson(self, outcome: Outcome) -> None:
-        command = "$ python examples/06_error_logger.py --faults 'ok,503,timeout,429:2,401'\n"
-        assert outcome[:2] == (0, command + transcript("failure_scenarios/06_alert"))
 
     def test_it_stops_at_a_failure_and_names_it(
         self, monkeypatch: pytest.MonkeyPatch, run_script: RunScript

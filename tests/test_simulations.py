@@ -1,4 +1,7 @@
-"""The simulations: virtual time, tables, pictures, and what the pages say about them."""
+"""The simulations: virtual time, tables, pictures, and what the pages say about them.
+
+That the command prints these tables and draws these pictures is tested in test_transcripts.py.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from examples.simulations.chart import PLOT_HEIGHT, WIDTH
 from examples.simulations.report import Report, show
 from examples.simulations.virtual_time import simulate
 from examples.support.lesson import UsageError
-from support import EXPECTED, ROOT, Outcome, run_in_threads
+from support import EXPECTED, ROOT, run, run_in_threads
 
 FOLDER = ROOT / "examples" / "simulations"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -34,10 +37,6 @@ BROOKER = {
     "backoff without jitter": ([50.7, 623.1, 1855.1, 5142.4], [3422, 36288, 63759, 100336]),
     "backoff with full jitter": ([39.0, 332.6, 794.4, 1769.6], [466, 2873, 4788, 7462]),
 }
-
-
-# `make simulate`, with the pictures in the child's own folder.
-simulate_all = pytest.mark.child(str(FOLDER), "--output", ".")
 
 
 def committed(name: str) -> bytes:
@@ -137,12 +136,11 @@ class TestVirtualTime:
 
 
 class TestCommand:
-    @pytest.mark.child(str(FOLDER / "rate_limit.py"), "--output", ".")
-    def test_one_simulation_runs_alone_from_any_folder(self, child: tuple[Outcome, Path]) -> None:
-        (code, out, err), folder = child
+    def test_one_simulation_runs_alone_from_any_folder(self, tmp_path: Path) -> None:
+        code, out, err = run(str(FOLDER / "rate_limit.py"), "--output", ".", cwd=tmp_path)
         assert (code, err) == (0, "The pictures are in ..\n")
         assert out in TABLES + "\n"
-        assert (folder / "rate_limit.svg").read_bytes() == committed("rate_limit")
+        assert (tmp_path / "rate_limit.svg").read_bytes() == committed("rate_limit")
 
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
@@ -180,10 +178,6 @@ class TestCommand:
 
 
 class TestResults:
-    @simulate_all
-    def test_the_tables_are_the_transcript(self, outcome: Outcome) -> None:
-        assert outcome == (0, TABLES, "The pictures are in ..\n")
-
     def test_jitter_agrees_with_brookers_simulator_within_5_percent(self) -> None:
         assert rows("Jitter").keys() == BROOKER.keys()
         for policy, (writes, milliseconds) in BROOKER.items():
@@ -203,13 +197,6 @@ class TestResults:
 
 @pytest.mark.parametrize("name", PICTURES)
 class TestPictures:
-    @simulate_all
-    def test_the_picture_is_the_one_that_the_simulation_draws(
-        self, name: str, child: tuple[Outcome, Path]
-    ) -> None:
-        _, folder = child
-        assert (folder / f"{name}.svg").read_bytes() == committed(name)
-
     def test_the_picture_is_small_and_says_what_it_shows(self, name: str) -> None:
         assert len(committed(name)) < 30_000
         root = ElementTree.fromstring(committed(name))

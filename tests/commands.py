@@ -1,0 +1,73 @@
+"""The commands whose output the pages show, and those with the changes that the workshop proposes.
+
+Each runs once, as a child process: see the fixture ``commands``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from examples.failure_scenarios import SCENARIOS
+from support import ROOT, script
+
+SIMULATIONS = ROOT / "examples" / "simulations"
+WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
+
+LESSONS = (
+    "01_basic_errors", "02_backoff", "03_rate_limits", "04_circuit_breaker", "05_fallbacks",
+    "06_error_logger", "streaming", "token_limits", "asyncio_client",
+)  # fmt: skip
+# A timeout and a slow body need real time, and the waits of the streaming lesson are random;
+# test_failure_scenarios.py runs the others with a fake clock.
+SLOW_SCENARIOS = [
+    each
+    for each in SCENARIOS
+    if re.search("timeout|drip", each.faults) or each.script == "streaming"
+]
+
+
+class Change(NamedTuple):
+    """A change to a script that the workshop proposes, and what the script prints then."""
+
+    before: str
+    after: str
+    script: str
+    arguments: str
+    shown: str
+
+
+CHANGES = [
+    Change(*found)
+    for found in re.findall(
+        r"\*\*Modify:\*\* change `([^`]+)` to `([^`]+)`, and run it again:\n\n"
+        r"```console\n\$ python examples/(\w+)\.py ?(.*)\n```\n\n```text\n([^`]*)```",
+        WORKSHOP,
+    )
+]
+# Changes a script and runs it: argv is before, after, the script's path, its arguments.
+RUN_CHANGED = """
+import sys
+before, after, path = sys.argv[1:4]
+sys.argv = sys.argv[3:]
+source = open(path, encoding="utf-8").read().replace(before, after)
+exec(compile(source, path, "exec"), {"__name__": "__main__", "__file__": path})
+"""
+
+
+def run_changed(change: Change) -> list[str]:
+    path = str(ROOT / "examples" / f"{change.script}.py")
+    return ["-c", RUN_CHANGED, change.before, change.after, path, *change.arguments.split()]
+
+
+# By the name of the transcript, or of the script that is changed. --trace leaves stdout as it is.
+COMMANDS = {
+    "simulations": [str(SIMULATIONS), "--output", "."],  # the longest one first
+    **{name: script(name, "--trace") for name in LESSONS},
+    "failure_scenarios/02_recovers": script("02_backoff", "--faults", "503,503", "--trace"),
+    **{
+        f"failure_scenarios/{each.name}": script(each.script, "--faults", each.faults, "--trace")
+        for each in SLOW_SCENARIOS
+    },
+    **{f"changed {each.script}": run_changed(each) for each in CHANGES},
+}
