@@ -2,31 +2,32 @@
 """Define the exceptions that a call to the Mistral API can raise, and explain each one.
 
 MistralError
- ├── APIConnectionError              no response: refused, host not found, disconnected
- │    ├── APITimeoutError            no response in time
- │    └── APIStreamBrokenError       the stream broke off after its first text
- ├── APIResponseValidationError      a 2xx response that is not a chat completion
- └── APIStatusError                  a response with an error status
-      ├── BadRequestError            400
-      ├── AuthenticationError        401
-      ├── PaymentRequiredError       402
-      ├── PermissionDeniedError      403
-      ├── NotFoundError              404, and the 400 for an unknown model
-      ├── RequestTimeoutError        408
-      ├── ConflictError              409
-      ├── UnprocessableEntityError   422
-      ├── RateLimitError             429
-      │    └── InsufficientQuotaError    a 429 that waiting cannot cure
-      └── InternalServerError        5xx
+ ├── APIConnectionError                no response came
+ │    ├── APITimeoutError              the call took too long
+ │    └── APIStreamBrokenError         the stream broke off
+ ├── APIResponseValidationError        the server sent a success status, but no answer
+ └── APIStatusError                    the server sent an unexpected status
+      ├── BadRequestError              400: the request is invalid
+      │    └── ContextLengthError      400: the prompt is longer than the model's context
+      ├── AuthenticationError          401: the API key is missing, wrong or expired
+      ├── PaymentRequiredError         402: the account's budget is used up
+      ├── PermissionDeniedError        403: the key does not permit this request
+      ├── NotFoundError                404: there is no such model or path
+      ├── RequestTimeoutError          408: the request took too long to arrive
+      ├── ConflictError                409: the request collided with another
+      ├── UnprocessableEntityError     422: a field is missing, unknown or of the wrong type
+      ├── RateLimitError               429: too many requests or tokens, or no capacity left
+      │    └── InsufficientQuotaError  429: your plan lacks this model, or its quota is used up
+      └── InternalServerError          the server or a gateway in front of it failed
 
 Most names are those of the openai and anthropic SDKs, so their users already know them.
-Every error has two attributes: ``retryable`` (may the same request succeed later?) and
-``retry_after`` (the seconds that the server asked for, or None). ``ERROR_TABLE`` says what
-each error means and what to do about it.
+Each class says what it means, what to do about it, and whether it is ``retryable``: may the
+same request succeed later? ``explain(error)`` makes a sentence of that. ``retry_after`` is
+the seconds that the server asked for, or None.
 
 Most 4xx are not retryable, because the same request would fail again. 408, 409 and 429 are:
-the request was fine, but it came at a bad time. Every 5xx is the server's failure and
-retryable, including unusual ones such as 520 and 529.
+the request was valid, but the server could not handle it at that moment. Every 5xx is the
+server's failure and retryable, including unusual ones such as 520 and 529.
 """
 
 from __future__ import annotations
@@ -35,31 +36,41 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
-from datetime import timezone
-from email.utils import parsedate_to_datetime
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_tz
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 MAX_MESSAGE_LENGTH = 500  # characters
-UNKNOWN_MODEL = "1500"  # the error code in the real API's 400 for an unknown model
+BACK_OFF = "retry with exponential backoff"
 
 
 class MistralError(Exception):
     """The base class: ``except MistralError`` catches every failure of a call that was sent."""
 
+    status: ClassVar[int | None] = None  # the HTTP status that the class stands for, if it is one
+    meaning: str = ""
+    what_to_do: str = ""
     retryable: bool = False
     retry_after: float | None = None
+    another_model_may_help: bool = False  # so a fallback to another model makes sense
 
 
 class APIConnectionError(MistralError):
-    """No response: the connection was refused or lost, or the host was not found."""
+    """The connection was refused or lost, or the host was not found."""
 
+    meaning = "no response came"
+    what_to_do = "check the network and MISTRAL_BASE_URL, then retry"
     retryable = True
 
 
 class APITimeoutError(APIConnectionError):
-    """No response in time. The server may still have done (and billed) the work."""
+    """The server may still have done (and billed) the work."""
+
+    meaning = "the call took too long"
+    what_to_do = "retry, allow more time or ask for a shorter answer"
 
 
 class APIStreamBrokenError(APIConnectionError):
@@ -69,6 +80,8 @@ class APIStreamBrokenError(APIConnectionError):
     with different wording. Only the caller can decide whether to restart, continue or stop.
     """
 
+    meaning = "the stream broke off"
+    what_to_do = "keep partial_text, then decide whether to start again"
     retryable = False
     status_code = 200  # the response had started
 
@@ -81,18 +94,27 @@ class APIStreamBrokenError(APIConnectionError):
 
 
 class APIResponseValidationError(MistralError):
-    """The server sent a 2xx status, but the body is not a chat completion."""
+    """A 2xx response holds nothing that can be used: another page, or JSON that was cut off."""
 
+    meaning = "the server sent a success status, but no answer"
+    what_to_do = "check that MISTRAL_BASE_URL is the API and not another page"
     status_code = 200
 
 
 class APIStatusError(MistralError):
-    """The server responded with an error status.
+    """The server reported an error.
 
     ``message`` is readable text. ``code`` is the API's own error code, ``request_id`` the
     ID to quote to the API's support, ``retry_after`` the seconds that the server asked for;
     each of these three may be None.
     """
+
+    meaning = "the server sent an unexpected status"
+    what_to_do = "check MISTRAL_BASE_URL and the request"
+    # Statuses that share the class, but have a row of their own in the error table.
+    by_status: ClassVar[dict[int, tuple[str, str]]] = {
+        413: ("the request is too large", "send less text per request"),
+    }
 
     def __init__(
         self,
@@ -109,66 +131,120 @@ class APIStatusError(MistralError):
         self.code = code
         self.request_id = request_id
         self.retry_after = retry_after
+        general = self.meaning, self.what_to_do
+        self.meaning, self.what_to_do = self.by_status.get(status_code, general)
 
     def __str__(self) -> str:
         return self.message
 
 
 class BadRequestError(APIStatusError):
-    """400: the request is invalid."""
+    """400 Bad Request."""
+
+    status = 400
+    meaning = "the request is invalid"
+    what_to_do = "correct it; the same request will fail again"
+
+
+class ContextLengthError(BadRequestError):
+    """The 400 whose code says that the prompt and the answer do not fit into the model."""
+
+    meaning = "the prompt is longer than the model's context"
+    what_to_do = "shorten it, or use a model with a larger context"
+    another_model_may_help = True
 
 
 class AuthenticationError(APIStatusError):
-    """401: the API key is missing, wrong or expired."""
+    """401 Unauthorized."""
+
+    status = 401
+    meaning = "the API key is missing, wrong or expired"
+    what_to_do = "check MISTRAL_API_KEY"
 
 
 class PaymentRequiredError(APIStatusError):
-    """402: the account's budget is used up."""
+    """402 Payment Required."""
+
+    status = 402
+    meaning = "the account's budget is used up"
+    what_to_do = "raise the limit or add credit in the console"
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the key is valid, but does not permit this request."""
+    """403 Forbidden."""
+
+    status = 403
+    meaning = "the key does not permit this request"
+    what_to_do = "use a key or a model that the workspace allows"
 
 
 class NotFoundError(APIStatusError):
-    """404: no such path or model; also the real API's 400 for an unknown model."""
+    """404 Not Found, and the 400 of the real API for an unknown model."""
+
+    status = 404
+    meaning = "there is no such model or path"
+    what_to_do = "check the model's name and MISTRAL_BASE_URL"
+    another_model_may_help = True
 
 
 class RequestTimeoutError(APIStatusError):
-    """408: the request took too long to arrive."""
+    """408 Request Timeout."""
 
+    status = 408
+    meaning = "the request took too long to arrive"
+    what_to_do = "retry"
     retryable = True
 
 
 class ConflictError(APIStatusError):
-    """409: the request collided with another."""
+    """409 Conflict."""
 
+    status = 409
+    meaning = "the request collided with another"
+    what_to_do = "retry"
     retryable = True
 
 
 class UnprocessableEntityError(APIStatusError):
-    """422: a field is missing, unknown or of the wrong type."""
+    """422 Unprocessable Entity."""
+
+    status = 422
+    meaning = "a field is missing, unknown or of the wrong type"
+    what_to_do = "correct the field that the message names"
 
 
 class RateLimitError(APIStatusError):
-    """429: too many requests or tokens, or no capacity left for this model."""
+    """429 Too Many Requests."""
 
+    status = 429
+    meaning = "too many requests or tokens, or no capacity left"
+    what_to_do = "wait, then send fewer requests per minute"
     retryable = True
 
 
 class InsufficientQuotaError(RateLimitError):
-    """A permanent 429: the plan's limit for this model is zero, or its quota is used up."""
+    """A 429 that stays: the limit is 0, or the code says that the quota is used up."""
 
+    meaning = "your plan lacks this model, or its quota is used up"
+    what_to_do = "choose another model or upgrade the plan; waiting does not help"
     retryable = False
 
     def __str__(self) -> str:
-        return f"{self.message} (your plan lacks this model or its quota: waiting does not help)"
+        return f"{self.message} ({self.meaning})"
 
 
 class InternalServerError(APIStatusError):
-    """5xx: the server failed."""
+    """Any 5xx."""
 
+    meaning = "the server or a gateway in front of it failed"
+    what_to_do = BACK_OFF
     retryable = True
+    by_status: ClassVar[dict[int, tuple[str, str]]] = {
+        500: ("the server failed", BACK_OFF),
+        502: ("a gateway got no valid response from the server", BACK_OFF),
+        503: ("the service is unavailable or overloaded", f"{BACK_OFF}, or fall back"),
+        504: ("a gateway waited too long for the server", "retry, or ask for a shorter answer"),
+    }
 
 
 class InvalidRequestError(ValueError):
@@ -198,48 +274,20 @@ class ErrorInfo(NamedTuple):
         return self.error.retryable
 
 
-_BACK_OFF = "retry with exponential backoff"
+def _rows(*classes: type[MistralError]) -> Iterator[ErrorInfo]:
+    """Yield the rows of these classes and of all classes below them."""
+    for error in classes:
+        for status, texts in vars(error).get("by_status", {}).items():
+            yield ErrorInfo(status, error, *texts)
+        yield ErrorInfo(error.status, error, error.meaning, error.what_to_do)
+        yield from _rows(*error.__subclasses__())
 
-ERROR_TABLE: tuple[ErrorInfo, ...] = (
-    ErrorInfo(400, BadRequestError, "the request is invalid",
-              "correct it; the same request will fail again"),
-    ErrorInfo(401, AuthenticationError, "the API key is missing, wrong or expired",
-              "check MISTRAL_API_KEY"),
-    ErrorInfo(402, PaymentRequiredError, "the account's budget is used up",
-              "raise the limit or add credit in the console"),
-    ErrorInfo(403, PermissionDeniedError, "the key does not permit this request",
-              "use a key or a model that the workspace allows"),
-    ErrorInfo(404, NotFoundError, "there is no such model or path",
-              "check the model's name and MISTRAL_BASE_URL"),
-    ErrorInfo(408, RequestTimeoutError, "the request took too long to arrive", "retry"),
-    ErrorInfo(409, ConflictError, "the request collided with another", "retry"),
-    ErrorInfo(413, APIStatusError, "the request is too large", "send less text per request"),
-    ErrorInfo(422, UnprocessableEntityError, "a field is missing, unknown or of the wrong type",
-              "correct the field that the message names"),
-    ErrorInfo(429, RateLimitError, "too many requests or tokens, or no capacity left",
-              "wait, then send fewer requests per minute"),
-    ErrorInfo(429, InsufficientQuotaError, "your plan does not include this model, or its quota "
-              "is used up", "choose another model or upgrade the plan; waiting does not help"),
-    ErrorInfo(500, InternalServerError, "the server failed", _BACK_OFF),
-    ErrorInfo(502, InternalServerError, "a gateway got no valid response from the server",
-              _BACK_OFF),
-    ErrorInfo(503, InternalServerError, "the service is unavailable or overloaded",
-              f"{_BACK_OFF}, or fall back"),
-    ErrorInfo(504, InternalServerError, "a gateway waited too long for the server",
-              "retry, or ask for a shorter answer"),
-    ErrorInfo(None, InternalServerError, "the server or a gateway in front of it failed",
-              _BACK_OFF),
-    ErrorInfo(None, APITimeoutError, "no response came in time",
-              "retry, allow more time or ask for a shorter answer"),
-    ErrorInfo(None, APIStreamBrokenError, "the stream broke off",
-              "keep partial_text, then decide whether to start again"),
-    ErrorInfo(None, APIConnectionError, "no response came",
-              "check the network and MISTRAL_BASE_URL, then retry"),
-    ErrorInfo(None, APIResponseValidationError, "the response is not a chat completion",
-              "check that MISTRAL_BASE_URL is the API and not another page"),
-    ErrorInfo(None, APIStatusError, "the server sent an unexpected status",
-              "check MISTRAL_BASE_URL and the request"),
-)  # fmt: skip
+
+# By status; rows without a status come last.
+ERROR_TABLE: tuple[ErrorInfo, ...] = tuple(
+    sorted(_rows(*MistralError.__subclasses__()), key=lambda row: row.status or math.inf)
+)
+_FIRST_ROW = {row.status or row.error: row for row in reversed(ERROR_TABLE)}
 
 
 def error_info(status_code: int) -> ErrorInfo:
@@ -248,11 +296,8 @@ def error_info(status_code: int) -> ErrorInfo:
     A status without a row of its own gets the row for any other 5xx, or the one for any
     unexpected status.
     """
-    for row in ERROR_TABLE:
-        if row.status == status_code:
-            return row
     family = InternalServerError if 500 <= status_code <= 599 else APIStatusError
-    return next(row for row in ERROR_TABLE if row.status is None and row.error is family)
+    return _FIRST_ROW.get(status_code, _FIRST_ROW[family])
 
 
 def is_retryable_status(status_code: int) -> bool:
@@ -264,90 +309,112 @@ def is_retryable_status(status_code: int) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """Return one sentence that tells the user what happened and what to do about it."""
+    """Return one sentence that tells the user what happened and what to do about it.
+
+    Any exception can take part with two attributes, ``meaning`` and ``what_to_do``.
+    """
     last_failure = getattr(error, "last_failure", None)
     if last_failure is not None:  # a CircuitOpenError
         seconds = getattr(error, "retry_after", 0.0)
         return f"{error} (after {last_failure}): try again in {math.ceil(seconds)} s."
-    row = _row_of(error)
-    if row is None:
+    meaning = getattr(error, "meaning", "")
+    if not meaning:
         return f"{type(error).__name__}: {error}"
     detail = str(error)
     if isinstance(error, APIStatusError):
-        detail = f"{error.status_code}, {detail}"
+        detail = f"{error.status_code}, {error.message.rstrip('.')}"
         if error.retry_after is not None:
             detail += f"; the server asks for {error.retry_after:g} s"
-    return f"{row.meaning[0].upper()}{row.meaning[1:]} ({detail}): {row.what_to_do}."
+    return f"{meaning[0].upper()}{meaning[1:]} ({detail}): {getattr(error, 'what_to_do', '')}."
 
 
-def _row_of(error: BaseException) -> ErrorInfo | None:
-    """Return the row of the error's class and status, or of the nearest class with a row."""
-    status = getattr(error, "status_code", None)
-    for cls in type(error).__mro__:
-        rows = {row.status: row for row in ERROR_TABLE if row.error is cls}
-        if rows:
-            return rows.get(status) or rows.get(None) or next(iter(rows.values()))
-    return None
+# What a ``code`` or ``type`` in an error's body says beyond the status.
+ERRORS_BY_CODE: Mapping[str | None, type[APIStatusError]] = {
+    "1500": NotFoundError,  # Mistral's 400 for an unknown model
+    "3051": ContextLengthError,  # Mistral
+    "context_length_exceeded": ContextLengthError,  # OpenAI, Azure and others
+    "exceed_context_size_error": ContextLengthError,  # llama.cpp
+    "insufficient_quota": InsufficientQuotaError,  # OpenAI
+}
+# Where servers and gateways write a message and a status.
+MESSAGE_FIELDS = (
+    "msg", "message", "Message", "detail", "error_description", "error", "errors", "fault",
+    "faultstring", "title",
+)  # fmt: skip
+STATUS_FIELDS = ("raw_status_code", "http_status_code", "status_code", "status", "code")
+LIMIT_HEADERS = ("x-ratelimit-limit-req-minute", "x-ratelimit-limit-tokens-minute")
+_PLAIN_TEXT = re.compile(r"[\d\s]*[^\W\d_]")  # not HTML, JSON that was cut off, or binary data
 
 
 def error_from_response(status_code: int, headers: Mapping[str, str], body: str) -> APIStatusError:
     """Return the exception for an error response, whatever shape its body has.
 
+    A status in the body counts more than the response's, since gateways pass on the errors of
+    other servers. For an error in a 200, pass 500.
     ``headers`` must be a case-insensitive mapping, such as ``response.headers`` of requests.
     """
-    message, code, request_id = "", None, None
-    try:
-        fields = json.loads(body)
-        message = _message_in(fields)
-        if isinstance(fields, dict):
-            nested = fields.get("error")
-            source = nested if isinstance(nested, dict) else fields
-            code = _text_or_none(source.get("code"))
-            request_id = _text_or_none(fields.get("request_id"))
-    except (ValueError, RecursionError):
-        pass  # An HTML page of a gateway, or an empty body: the status gives the message.
-    return _error_class(status_code, headers, code)(
-        status_code,
-        _one_line(message) or _phrase(status_code),
-        code,
-        _text_or_none(headers.get("mistral-correlation-id")) or request_id,
-        parse_retry_after(headers.get("Retry-After")),
+    message, facts = _read_body(body)
+    named = ERRORS_BY_CODE.get(facts.get("code")) or ERRORS_BY_CODE.get(facts.get("type"))
+    statuses = [facts.get(name, "") for name in STATUS_FIELDS]
+    status = next(
+        (int(each) for each in statuses if re.fullmatch("[45][0-9][0-9]", each)), status_code
+    )
+    if status == 500 and named:
+        status = named.status or 500
+    return _error_class(status, named, headers)(
+        status,
+        _one_line(message) or _phrase(status),
+        _one_line(facts.get("code", "")) or None,
+        _one_line(headers.get("mistral-correlation-id", ""))
+        or _one_line(facts.get("request_id", ""))
+        or None,
+        read_retry_after(headers),
     )
 
 
 def _error_class(
-    status_code: int, headers: Mapping[str, str], code: str | None
+    status: int, named: type[APIStatusError] | None, headers: Mapping[str, str]
 ) -> type[APIStatusError]:
-    if status_code == 400 and code == UNKNOWN_MODEL:
-        return NotFoundError
-    if status_code == 429 and (
-        headers.get("x-ratelimit-limit-req-minute") == "0" or code == "insufficient_quota"
-    ):
+    if status == 429 and "0" in map(headers.get, LIMIT_HEADERS):
         return InsufficientQuotaError
-    error_class = error_info(status_code).error
+    if named and status in (400, named.status):
+        return named
+    error_class = error_info(status).error
     assert issubclass(error_class, APIStatusError)
     return error_class
 
 
-def _message_in(body: Any) -> str:
-    """Return the readable part of an error body, which may have any of the API's shapes."""
-    if isinstance(body, str):
-        return body
-    if isinstance(body, list):
-        return "; ".join(filter(None, map(_message_in, body)))
-    if isinstance(body, dict):
-        if isinstance(body.get("msg"), str):
-            field = body.get("loc")
-            where = ".".join(map(str, field)) if isinstance(field, list) else ""
-            return f"{where}: {body['msg']}" if where else str(body["msg"])
-        for name in ("message", "detail", "error"):
-            if found := _message_in(body.get(name)):
-                return found
-    return ""
+def _read_body(body: str) -> tuple[str, dict[str, str]]:
+    """Return the message in a body, and what its fields say."""
+    text = body.strip("\ufeff \t\r\n")
+    try:
+        content = json.loads(text)
+        return _message_in(content), _facts_in(content)
+    except (ValueError, RecursionError):
+        return (text if _PLAIN_TEXT.match(text) else ""), {}
 
 
-def _text_or_none(value: Any) -> str | None:
-    return _one_line(str(value)) if isinstance(value, (str, int)) else None
+def _message_in(content: Any) -> str:
+    """Return the readable part of an error body, whatever shape it has."""
+    if isinstance(content, list):
+        return "; ".join(filter(None, map(_message_in, content)))
+    if isinstance(content, dict):
+        message = next(filter(None, map(_message_in, map(content.get, MESSAGE_FIELDS))), "")
+        place = content.get("loc")
+        if isinstance(place, list) and message:
+            return f"{'.'.join(map(str, place))}: {message}"
+        return message
+    return content if isinstance(content, str) else ""
+
+
+def _facts_in(content: Any) -> dict[str, str]:
+    """Return the texts and numbers of a body's objects; those of inner objects count more."""
+    if isinstance(content, list):
+        return dict(ChainMap(*map(_facts_in, content)))
+    if isinstance(content, dict):
+        own = {name: str(each) for name, each in content.items() if isinstance(each, (str, int))}
+        return dict(ChainMap(*map(_facts_in, map(content.get, MESSAGE_FIELDS)), own))
+    return {}
 
 
 def _one_line(text: str) -> str:
@@ -363,6 +430,17 @@ def _phrase(status_code: int) -> str:
         return HTTPStatus(status_code).phrase
     except ValueError:
         return f"HTTP status {status_code}"
+
+
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds to wait that a response's headers ask for, or None.
+
+    ``retry-after-ms`` is more exact than ``Retry-After``, so it is used if it is there.
+    """
+    milliseconds = parse_retry_after(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    return parse_retry_after(headers.get("Retry-After"))
 
 
 def parse_retry_after(value: str | None, now: float | None = None) -> float | None:
@@ -382,12 +460,18 @@ def parse_retry_after(value: str | None, now: float | None = None) -> float | No
     text = (value or "").strip()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
         seconds = float(text)
-        return seconds if math.isfinite(seconds) else None
+    else:
+        seconds = _timestamp(text) - (time.time() if now is None else now)
+    return seconds if 0 <= seconds < math.inf else None
+
+
+def _timestamp(date: str) -> float:
+    """Return an HTTP date in seconds since the epoch, or NaN if it is none."""
     try:
-        date = parsedate_to_datetime(text)
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=timezone.utc)
-        seconds = date.timestamp() - (time.time() if now is None else now)
+        parsed = parsedate_tz(date)
+        if parsed is None:
+            return math.nan
+        zone = timezone(timedelta(seconds=parsed[9] or 0))
+        return datetime(*parsed[:6], tzinfo=zone).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return seconds if seconds >= 0 else None
+        return math.nan

@@ -8,7 +8,9 @@ import math
 import pickle
 import re
 import time
+from collections.abc import Iterator
 from http import HTTPStatus
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,7 @@ from lib.errors import (
     AuthenticationError,
     BadRequestError,
     ConflictError,
+    ContextLengthError,
     ErrorInfo,
     InsufficientQuotaError,
     InternalServerError,
@@ -40,6 +43,7 @@ from lib.errors import (
     explain,
     is_retryable_status,
     parse_retry_after,
+    read_retry_after,
 )
 
 STATUS_CLASSES: dict[int, type[APIStatusError]] = {
@@ -88,20 +92,30 @@ WIRE_BODIES: list[tuple[int, str, str, str | None]] = [
 ]  # fmt: skip
 
 
-class TestTree:
-    def test_the_classes_are_those_of_the_drawing(self) -> None:
-        drawn: dict[str, str] = {}
-        ancestors = ["MistralError"]
-        for indent, name in re.findall(r"\n ([ │]*)[├└]── (\w+)", errors.__doc__ or ""):
-            depth = len(indent) // 5
-            drawn[name] = ancestors[depth]
-            ancestors[depth + 1 :] = [name]
+def our_subclasses(error: type[MistralError]) -> list[type[MistralError]]:
+    return [cls for cls in error.__subclasses__() if cls.__module__ == errors.__name__]
 
-        classes = [cls for cls in vars(errors).values() if isinstance(cls, type)]
-        ours = [cls for cls in classes if issubclass(cls, MistralError)]
-        assert {"MistralError": "Exception", **drawn} == {
-            cls.__name__: cls.__bases__[0].__name__ for cls in ours
-        }
+
+def drawing(error: type[MistralError], indent: str = " ") -> Iterator[str]:
+    """Yield the lines that draw what is below a class: names, statuses and meanings."""
+    below = our_subclasses(error)
+    for subclass in below:
+        last = subclass is below[-1]
+        status = f"{subclass.status}: " if subclass.status else ""
+        name = f"{indent}{'└' if last else '├'}── {subclass.__name__}"
+        yield f"{name:38} {status}{subclass.meaning}"
+        yield from drawing(subclass, indent + ("     " if last else "│    "))
+
+
+class TestTree:
+    def test_the_drawing_shows_the_classes(self) -> None:
+        tree = "\n".join(["MistralError", *drawing(MistralError)])
+        assert f"\n\n{tree}\n\n" in (errors.__doc__ or ""), tree
+
+    def test_each_class_says_what_it_means_and_what_to_do(self) -> None:
+        for row in ERROR_TABLE:
+            assert row.meaning
+            assert row.what_to_do
 
     def test_retryable_without_a_status(self) -> None:
         assert APIConnectionError("x").retryable
@@ -144,6 +158,16 @@ class TestErrorTable:
     def test_every_class_has_a_row(self) -> None:
         named = set(re.findall(r"─ (\w+)", errors.__doc__ or ""))
         assert {row.error.__name__ for row in ERROR_TABLE} == named
+
+    def test_rows_are_sorted_by_status_and_those_without_come_last(self) -> None:
+        statuses = [row.status or 1000 for row in ERROR_TABLE]
+        assert statuses == sorted(statuses)
+
+    def test_an_error_says_what_its_row_says(self) -> None:
+        for row in ERROR_TABLE:
+            error = error_of(row)
+            assert (error.meaning, error.what_to_do) == (row.meaning, row.what_to_do)
+            assert error.retryable is row.retryable
 
     def test_no_two_rows_are_for_the_same(self) -> None:
         keys = [(row.status, row.error) for row in ERROR_TABLE]
@@ -193,7 +217,23 @@ class TestMessage:
              '{"loc": ["model"], "msg": "No"}]}', "messages.0.role: Required; model: No"),
             ('{"detail": [{"msg": "Required"}, {"loc": "body", "msg": "No"}, 5]}', "Required; No"),
             ('[{"message": "One"}, {"message": "Two"}]', "One; Two"),
+            ('[{"error": {"code": 400, "message": "No key", "status": "INVALID_ARGUMENT"}}]',
+             "No key"),
+            ('{"success": false, "errors": [{"code": 7003, "message": "No route"}]}', "No route"),
+            ('{"errors": ["One", "Two"]}', "One; Two"),
+            ('{"error": ["Invalid input"]}', "Invalid input"),
+            ('{"error": "invalid_token", "error_description": "It expired"}', "It expired"),
+            ('{"type": "about:blank", "title": "Slow down", "status": 429}', "Slow down"),
+            ('{"title": "Slow down", "detail": "Ten a minute", "status": 429}', "Ten a minute"),
+            ('{"fault": {"faultstring": "Quota violation", "detail": {"errorcode": "q"}}}',
+             "Quota violation"),
+            ('{"Message": "Forbidden"}', "Forbidden"),
+            ('\ufeff{"message": "After a BOM"}', "After a BOM"),
             ('"später"', "später"),
+            ("upstream connect error or disconnect/reset before headers", "upstream connect error "
+             "or disconnect/reset before headers"),
+            ("404 page not found\n", "404 page not found"),
+            ("\ufeffToo Many Requests", "Too Many Requests"),
             ('{"error":' * 100 + '{"message": "deep"}' + "}" * 100, "deep"),
         ],
         ids=lambda text: text[:30],
@@ -203,7 +243,8 @@ class TestMessage:
 
     def test_a_body_that_says_nothing_gives_the_phrase_of_the_status(self) -> None:
         for body in (
-            "", " \r\n ", "<html><body>Oh no</body></html>", '{"message": "trunc', "null", "429",
+            "", " \r\n ", "<html><body>Oh no</body></html>", '<?xml version="1.0"?><Error/>',
+            '{"message": "trunc', '[{"message"', "null", "429", "\ufeff", "\ufffd\ufffd\0", "---",
             "[1, [2]]", '{"message": 5}', '{"message": "\\n\\t\\u0000 "}',
             '{"message": {"detail": [{"loc": ["body"]}]}}', '{"error":' * 100_000, "9" * 10_000,
         ):  # fmt: skip
@@ -225,6 +266,7 @@ class TestMessage:
         assert error.code == "y" * 497 + "..."
         assert error.request_id == "z" * 497 + "..."
         assert message(json.dumps({"message": "x" * 500})) == "x" * 500
+        assert message("x" * 1_000_000) == "x" * 497 + "..."
 
     def test_control_characters_are_removed(self) -> None:
         """A server must not move the cursor, or forge a line of a log."""
@@ -243,7 +285,11 @@ class TestCodeAndRequestId:
             ('{"code": 1500}', "1500"),
             ('{"error": {"code": "invalid_api_key"}, "code": "outer"}', "invalid_api_key"),
             ('{"error": "text", "code": "3505"}', "3505"),
+            ('{"error": {"code": null}, "code": "outer"}', "outer"),
+            ('[{"error": {"code": "first"}}, {"error": {"code": "second"}}]', "first"),
+            ('{"errors": [{"code": 7003}]}', "7003"),
             ('{"code": {"a": 1}}', None),
+            ('{"code": ""}', None),
             ('["code"]', None),
         ],
     )
@@ -274,6 +320,22 @@ class TestRetryAfter:
         assert error_from_response(503, {"Retry-After": "soon"}, "").retry_after is None
         assert error_from_response(429, {}, "").retry_after is None
         assert APIConnectionError("x").retry_after is None
+
+    @pytest.mark.parametrize(
+        ("headers", "seconds"),
+        [
+            ({"retry-after-ms": "1500", "Retry-After": "60"}, 1.5),
+            ({"retry-after-ms": "0", "Retry-After": "60"}, 0.0),
+            ({"retry-after-ms": "soon", "Retry-After": "60"}, 60.0),
+            ({"retry-after-ms": "-1"}, None),
+            ({}, None),
+        ],
+    )
+    def test_milliseconds_are_more_exact(
+        self, headers: dict[str, str], seconds: float | None
+    ) -> None:
+        assert read_retry_after(headers) == seconds
+        assert error_from_response(429, headers, "").retry_after == seconds
 
     @pytest.mark.parametrize(
         ("value", "seconds"),
@@ -322,25 +384,33 @@ class TestRetryAfter:
         assert 0 < seconds < math.inf
 
 
+QUOTA = "insufficient_quota"
+
+
 class TestPermanent429:
     """A limit of zero, or a used-up quota: waiting does not help."""
 
     @pytest.mark.parametrize(
         ("headers", "body"),
         [
-            ({"x-ratelimit-limit-req-minute": "0"}, '{"message": "Rate limit exceeded"}'),
-            ({}, '{"error": {"message": "Rate limit exceeded", "code": "insufficient_quota"}}'),
+            ({"x-ratelimit-limit-req-minute": "0"}, {"message": "No"}),
+            ({"x-ratelimit-limit-tokens-minute": "0"}, {"message": "No"}),
+            ({}, {"error": {"message": "No", "code": QUOTA}}),
+            ({}, {"error": {"message": "No", "type": QUOTA, "code": None}}),
+            ({}, {"message": "No", "type": QUOTA}),
+            ({}, {"error": {"message": "No"}, "code": QUOTA}),
+            ({}, {"error": {"message": "No", "type": QUOTA, "code": 429}}),
         ],
-        ids=["limit of zero", "insufficient_quota"],
+        ids=str,
     )
     def test_it_is_not_retryable_and_says_what_to_do(
-        self, headers: dict[str, str], body: str
+        self, headers: dict[str, str], body: dict[str, Any]
     ) -> None:
-        error = error_from_response(429, headers, body)
+        error = error_from_response(429, headers, json.dumps(body))
         assert type(error) is InsufficientQuotaError
         assert isinstance(error, RateLimitError)
         assert not error.retryable
-        assert str(error).startswith("Rate limit exceeded (your plan lacks this model")
+        assert str(error) == "No (your plan lacks this model, or its quota is used up)"
         assert "choose another model or upgrade the plan" in explain(error)
 
     @pytest.mark.parametrize(("status", "limit"), [(429, "60"), (503, "0")])
@@ -356,10 +426,81 @@ class TestUnknownModel:
         assert type(real) is NotFoundError
         assert real.status_code == 400
 
-    @pytest.mark.parametrize(("status", "code"), [(400, "3051"), (422, "1500")])
-    def test_another_400_and_another_status_keep_their_class(self, status: int, code: str) -> None:
-        error = error_from_response(status, {}, json.dumps({"code": code}))
-        assert type(error) is STATUS_CLASSES[status]
+
+class TestContextLength:
+    """The prompt does not fit into this model. It may fit into another."""
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"message": "Prompt too large", "code": "3051"},
+            {"message": "Prompt too large", "code": 3051},
+            {"error": {"message": "Prompt too large", "code": "context_length_exceeded"}},
+            {"error": {"message": "Prompt too large", "type": "exceed_context_size_error",
+                       "code": 400}},
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_it_is_a_400_that_a_fallback_to_another_model_may_cure(
+        self, body: dict[str, Any]
+    ) -> None:
+        error = error_from_response(400, {}, json.dumps(body))
+        assert type(error) is ContextLengthError
+        assert isinstance(error, BadRequestError)
+        assert not error.retryable
+        assert error.another_model_may_help
+
+    def test_only_these_two_say_so(self) -> None:
+        """A wrong key and a wrong field are wrong for every model."""
+        helped = {row.error for row in ERROR_TABLE if row.error.another_model_may_help}
+        assert helped == {ContextLengthError, NotFoundError}
+
+
+class TestCodeInTheBody:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"error": {"message": "Slow down", "code": 429}},
+            {"error": {"message": "Slow down", "code": "429"}},
+            {"error": {"message": "Slow down", "http_status_code": 429}},
+            {"object": "error", "message": "Slow down", "code": "1300", "raw_status_code": 429},
+            {"title": "Slow down", "status": 429},
+            [{"error": {"message": "Slow down", "code": 429, "status": "RESOURCE_EXHAUSTED"}}],
+            {"statusCode": 500, "error": {"message": "Slow down", "code": 429}},
+        ],
+        ids=str,
+    )
+    def test_a_status_in_it_chooses_the_class(self, body: Any) -> None:
+        """A gateway may answer 500 where the server behind it sent a 429."""
+        error = error_from_response(500, {}, json.dumps(body))
+        assert type(error) is RateLimitError
+        assert (error.status_code, error.message) == (429, "Slow down")
+
+    @pytest.mark.parametrize("code", [399, 600, "1300", "4290", "-429", "429.0", 429.0, True, None])
+    def test_other_codes_leave_the_class_to_the_response(self, code: Any) -> None:
+        error = error_from_response(403, {}, json.dumps({"error": {"code": code}}))
+        assert type(error) is PermissionDeniedError
+
+    def test_400_and_599_are_statuses(self) -> None:
+        assert error_from_response(500, {}, '{"code": 400}').status_code == 400
+        assert error_from_response(500, {}, '{"code": 599}').status_code == 599
+
+    @pytest.mark.parametrize(
+        ("code", "name", "status"),
+        [
+            ("context_length_exceeded", "ContextLengthError", 400),
+            ("insufficient_quota", "InsufficientQuotaError", 429),
+            ("1500", "NotFoundError", 404),
+        ],
+    )
+    def test_a_code_that_is_known_explains_a_500(self, code: str, name: str, status: int) -> None:
+        error = error_from_response(500, {}, json.dumps({"error": {"code": code}}))
+        assert (type(error).__name__, error.status_code) == (name, status)
+
+    def test_a_code_that_is_known_contradicts_no_other_status(self) -> None:
+        for status, code in ((422, "1500"), (503, "insufficient_quota"), (429, "3051")):
+            error = error_from_response(status, {}, json.dumps({"code": code}))
+            assert type(error) is STATUS_CLASSES[status], code
 
 
 class DNSError(APIConnectionError):
@@ -389,6 +530,10 @@ class TestExplain:
              "check the network and MISTRAL_BASE_URL, then retry."),
             (CircuitOpenError("api", 4.2, "InternalServerError: Busy"), "Circuit breaker is open "
              "(after InternalServerError: Busy): try again in 5 s."),
+            (APITimeoutError("api did not respond in time"), "The call took too long "
+             "(api did not respond in time): retry, allow more time or ask for a shorter answer."),
+            (InsufficientQuotaError(429, "No."), "Your plan lacks this model, or its quota is used "
+             "up (429, No): choose another model or upgrade the plan; waiting does not help."),
             (KeyError("model"), "KeyError: 'model'"),
             (MistralError("odd"), "MistralError: odd"),
         ],
@@ -402,6 +547,20 @@ class TestExplain:
             sentence = explain(error_of(row))
             assert sentence.lower().startswith(f"{row.meaning} (".lower())
             assert sentence.endswith(f"): {row.what_to_do}.")
+
+    def test_no_clause_stands_twice(self) -> None:
+        real = [error_from_response(status, {}, body) for status, body, _, _ in WIRE_BODIES]
+        for error in [*map(error_of, ERROR_TABLE), *real]:
+            clauses = [each.strip(" .)").lower() for each in re.split("[(;:,]", explain(error))]
+            assert len(clauses) == len(set(clauses)), explain(error)
+
+    def test_an_exception_of_your_own_takes_part(self) -> None:
+        class NoCreditError(Exception):
+            meaning = "the team has no credit left"
+            what_to_do = "ask for more"
+
+        sentence = "The team has no credit left (12 calls): ask for more."
+        assert explain(NoCreditError("12 calls")) == sentence
 
 
 def error_of(row: ErrorInfo) -> MistralError:

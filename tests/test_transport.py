@@ -253,7 +253,7 @@ class TestResponseBound:
             (b"HTTP/1.1 500 Oops\r\n\r\n", "Internal Server Error"),
             (b"HTTP/1.1 302 Found\r\nLocation: /v2\r\n\r\n", "Found"),
         ):
-            with RawServer(head, b"x" * 65536, repeat=1000) as server:
+            with RawServer(head, b"<" * 65536, repeat=1000) as server:
                 assert str(failure(server.url)) == message
                 assert server.client_left.wait(10)
                 assert server.responses_sent == 0, "the client took all of 64 MB"
