@@ -230,7 +230,7 @@ class TestShares:
 
 
 BODIES = {
-    "400": ("application/json", '"code": "3051"'),
+    "400": ("application/json", '"type": "invalid_request_error"'),
     "401": ("application/json", '{"detail": "Unauthorized"}'),
     "402": ("application/json", "API budget exhausted."),
     "404": ("application/json", '{"detail": "Not Found"}'),

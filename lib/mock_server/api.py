@@ -197,11 +197,9 @@ def _error_body(message: Any, kind: str, code: str | None = None) -> dict[str, A
     return {"object": "error", "message": message, "type": kind, "param": None, "code": code}
 
 
-# Error bodies as the real API sends them, except that a 500 and a 503 say "Simulated failure".
+# Error bodies in the real API's format; the message says where the error is simulated.
 ERROR_BODIES: dict[int, dict[str, Any]] = {
-    400: _error_body(
-        "The prompt is too large for this model", "invalid_request_invalid_args", "3051"
-    ),
+    400: _error_body("The request is invalid", "invalid_request_error"),
     401: {"detail": "Unauthorized"},
     402: _error_body("API budget exhausted.", "billing_api_budget_exhausted", "2303"),
     404: {"detail": "Not Found"},
