@@ -1,0 +1,299 @@
+"""lib/sdk_errors.py: other libraries' errors, rebuilt here by shape; `make bench-sdks` has them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+
+from lib.circuit_breaker import is_service_failure
+from lib.errors import APIStreamBrokenError, APITimeoutError, is_retryable_status, parse_retry_after
+from lib.rate_limiter import RateLimitTimeoutError
+from lib.retry import is_retryable
+from lib.sdk_errors import mark, marked
+
+Facts = tuple[Any, Any, Any]
+
+
+def facts(error: BaseException) -> Facts:
+    """Return what the helpers look at; "-" stands for what the error does not have."""
+    return tuple(getattr(error, name, "-") for name in ("retryable", "retry_after", "status_code"))  # type: ignore[return-value]
+
+
+def an_error(*class_names: str, **attributes: Any) -> Exception:
+    """Return an error whose class has this name, and the other names as its bases."""
+    cls: type[Exception] = Exception
+    for name in reversed(class_names or ("SomeError",)):
+        cls = type(name, (cls,), {})
+    error = cls("No.")
+    vars(error).update(attributes)
+    return error
+
+
+def response(status: int, text: str = "", **headers: str) -> Any:
+    """Return the response of requests or httpx; ``retry_after="2"`` is its Retry-After."""
+    named = {name.replace("_", "-").title(): value for name, value in headers.items()}
+    return SimpleNamespace(status_code=status, text=text, headers=MappingProxyType(named))
+
+
+def requests_error(status: int) -> requests.HTTPError:
+    """Return the real thing: a response with an error status is false in a condition."""
+    sent = requests.Response()
+    sent.status_code, sent.headers["Retry-After"] = status, "2"
+    return requests.HTTPError(response=sent)
+
+
+def raised_from(cause: BaseException, error: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+class TestStatus:
+    """Each library keeps the status elsewhere."""
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            an_error("HTTPStatusError", response=response(503, retry_after="2")),
+            an_error("ClientResponseError", status=503, headers={"Retry-After": "2"}),
+            an_error("SDKError", status_code=503, headers={"retry-after": "2"}),
+            an_error("APIStatusError", status_code=503, response=response(503, retry_after="2")),
+            an_error("ServiceUnavailableError", status_code=503, response=response(503),
+                     litellm_response_headers={"retry-after": "2"}),
+            an_error("ModelHTTPError", status_code=503, retry_after=2.0),
+            requests_error(503),
+            raised_from(
+                raised_from(requests_error(503), an_error()), an_error("InstructorRetryException")
+            ),
+        ],
+        ids=["httpx", "aiohttp", "mistralai", "openai", "litellm", "pydantic-ai", "requests",
+             "instructor"],
+    )  # fmt: skip
+    def test_place(self, error: Exception) -> None:
+        assert facts(mark(error)) == (True, 2, 503)
+
+    def test_which_are_retryable(self) -> None:
+        """They are those of the client's own errors."""
+        for status in range(300, 600):
+            assert is_retryable(mark(an_error(status=status))) is is_retryable_status(status)
+
+    @pytest.mark.parametrize("value", ["error", True, 42, 1000, None])
+    def test_no_status(self, value: Any) -> None:
+        assert facts(mark(an_error(status=value))) == ("-", "-", "-")
+
+    def test_server_knows_better(self) -> None:
+        assert mark(an_error(response=response(400, x_should_retry="true"))).retryable  # type: ignore[attr-defined]
+        assert not mark(an_error(response=response(503, x_should_retry="false"))).retryable  # type: ignore[attr-defined]
+        assert mark(an_error(response=response(503, x_should_retry="maybe"))).retryable  # type: ignore[attr-defined]
+
+    def test_error_before_its_cause(self) -> None:
+        error = raised_from(requests_error(503), an_error(status_code=400))
+        assert facts(mark(error)) == (False, None, 400)
+
+
+class TestNoResponse:
+    """A timeout or a lost connection is known by the name of its class, or of a base."""
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            TimeoutError(),
+            asyncio.TimeoutError(),
+            ConnectionResetError(),
+            requests.ConnectTimeout(),
+            requests.ConnectionError(),
+            requests.exceptions.ChunkedEncodingError(),
+            an_error("ReadTimeoutError", "TimeoutError"),
+            an_error("IncompleteRead", "ProtocolError"),
+            an_error("NewConnectionError"),
+            an_error("MaxRetryError"),
+            an_error("ReadTimeout", "TimeoutException", "TransportError"),
+            an_error("ServerDisconnectedError", "ClientConnectionError"),
+            an_error("ClientPayloadError"),
+            an_error("APITimeoutError", "APIConnectionError"),
+            an_error("OpenAIConnectionError", "APIConnectionError"),
+            an_error("APITimeoutError"),
+            an_error("ModelConnectionError", "ModelAPIError"),
+            an_error("ModelTimeoutError", "ModelAPIError"),
+            raised_from(an_error("APITimeoutError"), an_error("ModelAPIError")),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_class(self, error: Exception) -> None:
+        assert facts(mark(error)) == (True, None, None)
+
+    @pytest.mark.parametrize(("name", "status"), [("Timeout", 408), ("APIConnectionError", 500)])
+    def test_invented_status(self, name: str, status: int) -> None:
+        """litellm gives a timeout a 408, which would not count against the service."""
+        error = mark(an_error(name, status_code=status))
+        assert facts(error) == (True, None, None)
+        assert is_service_failure(error)
+        assert facts(mark(error)) == (True, None, None), "marked twice"
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            requests.exceptions.InvalidURL(),
+            requests.exceptions.MissingSchema(),
+            requests.exceptions.InvalidSchema(),
+            an_error("LocationParseError", "LocationValueError"),
+            an_error("UnsupportedProtocol", "TransportError"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_a_wrong_url_is_not_sent(self, error: Exception) -> None:
+        assert facts(mark(error)) == (False, None, None)
+        assert not is_service_failure(error)
+
+
+class TestRetryAfter:
+    @pytest.mark.parametrize(
+        "text",
+        ["0", "2", " 0.5 ", "86400", "-1", "inf", "nan", "soon", "", "1e3", "9" * 400,
+         "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2065 07:28:00 GMT",
+         "Wed, 21 Oct 2065 07:28:00", "Wed, 21 Oct 99999 07:28:00 GMT"],
+    )  # fmt: skip
+    def test_same_as_in_the_client(self, text: str) -> None:
+        found = facts(mark(an_error(response=response(503, retry_after=text))))[1]
+        assert found == pytest.approx(parse_retry_after(text), abs=1)
+
+    @pytest.mark.parametrize(
+        ("milliseconds", "seconds"), [("250", 0.25), ("0", 0), ("soon", 9), ("-1", 9)]
+    )
+    def test_milliseconds_win(self, milliseconds: str, seconds: float) -> None:
+        error = an_error(response=response(503, retry_after="9", retry_after_ms=milliseconds))
+        assert facts(mark(error))[1] == seconds
+
+
+class TestQuota:
+    """A 429 that waiting cannot cure is not retryable."""
+
+    @pytest.mark.parametrize(
+        "attributes",
+        [
+            {"code": "insufficient_quota"},
+            {"type": "insufficient_quota"},
+            {"provider_error_code": "insufficient_quota"},
+            {"body": {"error": {"code": "insufficient_quota"}}},
+            {"body": '{"error": {"type": "insufficient_quota"}}'},
+            {"message": "Error code: 429 - {'error': {'type': 'insufficient_quota'}}"},
+            {"response": response(429, '{"code":"insufficient_quota"}')},
+            {"response": response(429, x_ratelimit_limit_req_minute="0")},
+        ],
+        ids=str,
+    )
+    def test_used_up(self, attributes: dict[str, Any]) -> None:
+        assert facts(mark(an_error(status_code=429, **attributes))) == (False, None, 429)
+
+    @pytest.mark.parametrize(
+        "attributes",
+        [
+            {},
+            {"message": "Don't write insufficient_quota into your prompt."},
+            {"code": "1300", "response": response(429, x_ratelimit_limit_req_minute="60")},
+        ],
+        ids=str,
+    )
+    def test_left(self, attributes: dict[str, Any]) -> None:
+        assert facts(mark(an_error(status_code=429, **attributes))) == (True, None, 429)
+
+    def test_server_s_advice_does_not_count(self) -> None:
+        error = an_error(code="insufficient_quota", response=response(429, x_should_retry="true"))
+        assert facts(mark(error)) == (False, None, 429)
+
+
+class TestGroup:
+    """An exception group is what its members are."""
+
+    @pytest.mark.parametrize(
+        ("members", "expected"),
+        [
+            ([TimeoutError(), requests_error(503)], (True, 2, 503)),
+            ([an_error(status=400), requests_error(503)], (False, 2, 503)),
+            ([ValueError(), requests_error(503)], (False, 2, 503)),
+            ([an_error(exceptions=(TimeoutError(),))], (True, None, None)),
+            ([an_error(status=500, headers={"Retry-After": "1"}), requests_error(503)],
+             (True, 2, 503)),
+        ],
+    )  # fmt: skip
+    def test_members(self, members: list[Exception], expected: Facts) -> None:
+        assert facts(mark(an_error("ExceptionGroup", exceptions=tuple(members)))) == expected
+        assert facts(members[0])[0] == "-", "the members are left as they are"
+
+    @pytest.mark.parametrize("exceptions", [(), "none", None, SimpleNamespace()])
+    def test_no_members(self, exceptions: Any) -> None:
+        assert facts(mark(an_error(status=503, exceptions=exceptions))) == (True, None, 503)
+
+
+class TestMark:
+    def test_returns_the_error(self) -> None:
+        error = an_error(status=503)
+        assert mark(error) is error
+
+    @pytest.mark.parametrize("error", [ValueError(), FileNotFoundError(), KeyError("status")])
+    def test_unknown_errors_are_left_alone(self, error: Exception) -> None:
+        assert facts(mark(error)) == ("-", "-", "-")
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RateLimitTimeoutError("no slot"),
+            APITimeoutError("too late"),
+            APIStreamBrokenError("broke off", "Hel"),
+            an_error(retryable=True, status_code=400),
+            an_error(retryable=False, retry_after=1, status_code=503, headers={"Retry-After": "2"}),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_what_is_known_is_kept(self, error: Exception) -> None:
+        before = [(n, v) for n in ("retryable", "retry_after", "status_code")
+                  if (v := getattr(error, n, None)) is not None]  # fmt: skip
+        mark(error)
+        assert [(name, getattr(error, name)) for name, _ in before] == before
+
+    def test_what_is_missing_is_added(self) -> None:
+        error = an_error(retryable=False, response=response(503, retry_after="2"))
+        assert facts(mark(error)) == (False, 2, 503)
+
+    def test_unhelpful_error(self) -> None:
+        """Marking raises nothing: the caller needs to see the error itself."""
+
+        class UnhelpfulError(Exception):
+            status = 503
+
+            @property
+            def response(self) -> Any:
+                raise RuntimeError("the response has not been read")
+
+            def __setattr__(self, name: str, value: object) -> None:
+                raise AttributeError("read-only")
+
+        assert facts(mark(UnhelpfulError())) == ("-", "-", "-")
+        cyclic = an_error()
+        cyclic.__cause__ = cyclic
+        vars(cyclic)["headers"] = {"Retry-After": "2"}
+        assert facts(mark(cyclic)) == ("-", "-", "-")
+        vars(cyclic)["exceptions"] = (cyclic,)
+        mark(cyclic)
+
+    def test_unreadable_headers(self) -> None:
+        assert facts(mark(an_error(status=503, headers="none"))) == (True, None, 503)
+
+
+class TestMarked:
+    def test_error_that_leaves_the_block(self) -> None:
+        error = an_error(status=503)
+        with pytest.raises(type(error)) as raised, marked():
+            raise error
+        assert raised.value is error
+        assert facts(error) == (True, None, 503)
+
+    def test_ctrl_c_is_left_alone(self) -> None:
+        interrupt: Callable[[], Any] = KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt) as raised, marked():
+            raise raised_from(TimeoutError(), interrupt())
+        assert facts(raised.value) == ("-", "-", "-")
