@@ -43,6 +43,7 @@ run-many-processes: $(MANY)/installed
 
 # Matches run-2, run-02, run-streaming, run-token-limits and so on.
 run-%: $(READY)
+	@$(if $(FAULT)$(ARG),echo "FAULT and ARG are not known here: write FAULTS=503 and ARGS=--trace." >&2; exit 2)
 	@name=$$(echo "$*" | tr - _); \
 	script=$$(ls examples/$${name}_*.py examples/0$${name}_*.py examples/$$name.py 2>/dev/null | head -n 1); \
 	[ -n "$$script" ] || { echo "There is no lesson $*: run-01 to run-06, run-streaming, run-token-limits, run-asyncio-client." >&2; exit 1; }; \

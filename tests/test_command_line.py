@@ -32,6 +32,13 @@ class TestStart:
         assert outcome[:2] == (0, plain)
         assert "    0.0 s  |#" in outcome.err
 
+    def test_a_missing_package_is_one_sentence(self) -> None:
+        outcome = run("-S", SECOND)  # without the installed packages
+        assert (outcome.code, outcome.out) == (1, "")
+        assert re.fullmatch(
+            "The package requests is not installed. `make run-all` .*\n", outcome.err
+        )
+
 
 def test_a_closed_pipe_ends_a_script_quietly() -> None:
     """Its exit code is that of a program that SIGPIPE ends."""

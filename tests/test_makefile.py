@@ -128,6 +128,13 @@ class TestRunOne:
             "examples/02_backoff.py --faults 503,503 --trace",
         ]
 
+    @pytest.mark.parametrize("typo", ["FAULT=503", "ARG=--trace"])
+    def test_a_typo_in_a_variable_is_said(self, project: Project, typo: str) -> None:
+        done = project.make("run-02", typo)
+        assert done.returncode != 0
+        assert "write FAULTS=503 and ARGS=--trace" in done.stderr
+        assert project.calls == []
+
     def test_failing_script_fails_its_command(self, project: Project) -> None:
         assert project.make("run-04", fail_on="*04_*").returncode != 0
 
