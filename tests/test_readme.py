@@ -14,7 +14,7 @@ import responses
 from conftest import RunScript
 from examples.support import lesson, timeline
 from lib.errors import ERROR_TABLE, ErrorInfo
-from lib.mock_server import faults
+from lib.mock_server.faults import REPETITIONS, VOCABULARY
 from support import CHAT_URL, EXPECTED, MODELS_URL, ROOT, SCRIPTS, SETTINGS, completion
 
 PAGES = {
@@ -147,10 +147,13 @@ def test_live_lessons_send_twelve_chat_requests_of_a_few_tokens(
         assert max(body["max_tokens"] for body in bodies) <= 100
 
 
-def test_every_fault_word_is_in_the_readme() -> None:
-    words = re.findall(r"^    ([a-z0-9:.*@%]+)  ", faults.__doc__ or "", re.MULTILINE)
-    assert len(words) >= 10
-    assert [word for word in words if f"| `{word}`" not in README] == []
+def test_fault_words_are_those_of_the_code() -> None:
+    header = "| word | what happens to the request |\n|---|---|\n"
+    table = README.partition(header)[2].partition("\n\n")[0]
+    words = [(word.example, word.meaning) for word in VOCABULARY]
+    assert table.splitlines() == [
+        f"| `{example}` | {meaning} |" for example, meaning in [*words, *REPETITIONS]
+    ]
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make")

@@ -9,7 +9,9 @@ import logging
 import sys
 import threading
 
-from . import FAULT_SYNTAX, MockServer, parse_faults
+from . import MockServer, parse_faults
+from .dialects import DIALECTS
+from .faults import REPETITIONS, VOCABULARY
 
 
 def main() -> int:
@@ -20,6 +22,7 @@ def main() -> int:
             options.faults,
             requests_per_minute=options.rpm,
             tokens_per_minute=options.tpm,
+            dialect=options.dialect,
             port=options.port,
             seed=options.seed,
         )
@@ -31,7 +34,10 @@ def main() -> int:
         return 1
     logging.basicConfig(format="%(asctime)s  %(message)s", level=logging.INFO, stream=sys.stdout)
     with server, contextlib.suppress(KeyboardInterrupt):
-        print(f"Mock Mistral API on {server.url} (stop it with Ctrl-C)", flush=True)
+        print(
+            f"Mock {DIALECTS[options.dialect].name} API on {server.url} (stop it with Ctrl-C)",
+            flush=True,
+        )
         threading.Event().wait()
     return 0
 
@@ -40,13 +46,17 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lib.mock_server",
         description="A local stand-in for the Mistral API that fails on demand.",
-        epilog=f"Faults, one word per request: {FAULT_SYNTAX}.",
+        epilog=_vocabulary(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--port", type=int, default=8080, help="default: 8080; 0 is any free port")
     parser.add_argument("--faults", default="", help="a fault script, for example 503,429:2")
     parser.add_argument("--rpm", type=int, help="requests allowed per minute; default: no limit")
     parser.add_argument("--tpm", type=int, help="tokens allowed per minute; default: no limit")
+    parser.add_argument(
+        "--dialect", choices=DIALECTS, default="mistral", help="the API to stand in for"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed for faults with @; default: 0")
     options = parser.parse_args()
     if not 0 <= options.port <= 65535:
@@ -60,6 +70,12 @@ def _parse_arguments() -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return options
+
+
+def _vocabulary() -> str:
+    rows = [(word.example, word.meaning) for word in VOCABULARY]
+    lines = [f"  {example:<12} {meaning}" for example, meaning in [*rows, *REPETITIONS]]
+    return "\n".join(["faults, one word per request, separated by commas:", *lines])
 
 
 if __name__ == "__main__":

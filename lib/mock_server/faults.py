@@ -2,21 +2,8 @@
 """Parse a fault script, which says what happens to each request, in order of arrival.
 
 A script is a list of words separated by commas, one word per request. After the last word,
-every request succeeds.
-
-    ok            a normal response
-    503           that status, with the body that the real API sends (any of 400 to 599)
-    429:2         the same, with Retry-After: 2
-    noquota       the permanent 429: a limit of 0 requests per minute
-    slow:1.5      a normal response, 1.5 seconds late
-    timeout       no response, ever
-    drop          the connection is closed without a response
-    badjson       a 200 whose JSON is truncated
-    cut           a 200, or a stream, that breaks off in the middle
-    drip:0.2      a normal response, one byte every 0.2 seconds
-    html:502      that status, with a gateway's HTML page
-    503*3         repeat 3 times               503*      for all remaining requests
-    503@20%       each remaining request with a probability of 20% (same seed, same requests)
+every request gets a normal response. ``VOCABULARY`` lists the words; ``effects.py`` says what
+each of them does to a response.
 """
 
 from __future__ import annotations
@@ -28,15 +15,13 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-FAULT_SYNTAX = (
-    "ok, a status from 400 to 599, 429:2 (seconds of Retry-After), noquota, slow:1.5, timeout, "
-    "drop, badjson, cut, drip:0.2 or html:502; add *3 to repeat a word 3 times, * to repeat it "
-    "for all remaining requests, or @20% for a random share of them"
-)
-PLAIN_KINDS = ("ok", "noquota", "timeout", "drop", "badjson", "cut")
-KINDS_WITH_SECONDS = ("slow", "drip")
-MAX_SECONDS = 86_400
-MAX_REPEATS = 1_000_000
+
+class Word(NamedTuple):
+    """A word of the vocabulary; STATUS and SECONDS in its form stand for a number."""
+
+    form: str
+    example: str
+    meaning: str
 
 
 class Fault(NamedTuple):
@@ -47,6 +32,42 @@ class Fault(NamedTuple):
     seconds: float | None = None
 
 
+# The table in README.md is made of these rows.
+VOCABULARY = (
+    Word("ok", "ok", "a normal response"),
+    Word("STATUS", "503", "an error with this status (400 to 599) and a body in the API's format"),
+    Word("STATUS:SECONDS", "429:2", "the same, with Retry-After: 2 (try again in 2 seconds)"),
+    Word("noquota", "noquota", "a permanent 429: the account's plan allows no requests to this model"),
+    Word("toolong", "toolong", "a 400: the prompt is larger than the model's context"),
+    Word("slow:SECONDS", "slow:1.5", "a normal response, 1.5 seconds late"),
+    Word("timeout", "timeout", "no response, ever"),
+    Word("drop", "drop", "the connection is closed without a response"),
+    Word("badjson", "badjson", "a 200 whose JSON is cut short"),
+    Word("cut", "cut", "a response or a stream that breaks off: the connection is closed"),
+    Word("stall", "stall", "half of a response or a stream, and then silence"),
+    Word("truncate", "truncate", "a stream that ends too early, as if it were complete"),
+    Word("streamerror", "streamerror", "a stream with a 200 that ends with an error event"),
+    Word("drip:SECONDS", "drip:0.2", "a normal response, one byte every 0.2 seconds"),
+    Word("html:STATUS", "html:502", "an error with this status and the HTML page of a gateway"),
+    Word("length", "length", "a 200 whose answer is cut off (finish_reason: length)"),
+    Word("empty", "empty", "a 200 with an empty answer"),
+    Word("filter", "filter", "a 200 whose answer a content filter has withheld"),
+)
+REPETITIONS = (
+    ("503*3", "three requests in a row get a 503; works with any word"),
+    ("503*", "all remaining requests get a 503"),
+    ("503@20%", "from here on, 20 % of the requests get a 503, the same ones in every run"),
+)
+FAULT_SYNTAX = (
+    ", ".join(word.example for word in VOCABULARY)
+    + " (with any status from 400 to 599 and any number of seconds); add *3 to repeat a word "
+    "3 times, * to repeat it for all remaining requests, or @20% for a random share of them"
+)
+NUMBERS = {
+    "STATUS": (r"(?P<status>[45][0-9][0-9])", "a status from 400 to 599"),
+    "SECONDS": (r"(?P<seconds>[0-9]{1,5}(\.[0-9]+)?)", "seconds, below 100000"),
+}
+MAX_REPEATS = 1_000_000
 OK = Fault("ok")
 
 
@@ -56,24 +77,15 @@ def parse_faults(script: str, seed: int = 0) -> Iterator[Fault]:
     Raises ValueError for an invalid script. The message names the word and says what is wrong.
     """
     script = script.strip()
-    if len(script) >= 2 and script[0] == script[-1] == "'":
+    if re.fullmatch("'.*'", script):
         script = script[1:-1]  # cmd.exe on Windows does not remove single quotes
     words = [word.strip() for word in script.split(",")] if script else []
-    parts: list[Iterator[Fault]] = []
-    shares: list[tuple[float, Fault]] = []
-    for number, word in enumerate(words):
-        if re.search(r"\s", word):
-            raise ValueError(f"'{ascii(word)[1:-1]}': separate words with commas")
-        name, at, percent = word.partition("@")
-        if at:
-            shares.append((_parse_share(word, percent), _parse_fault(name, word)))
-            continue
-        if shares:
-            raise ValueError(f"'{word}': words with @ come last; they apply to all later requests")
-        name, star, times = word.partition("*")
-        if star and not times and number < len(words) - 1:
-            raise ValueError(f"'{word}' never ends, so nothing may follow it")
-        parts.append(_repeat(_parse_fault(name, word), word, star, times))
+    for word in words[:-1]:
+        if word.endswith("*"):
+            raise ValueError(f"'{ascii(word)[1:-1]}' never ends, so nothing may follow it")
+    counted = list(itertools.takewhile(lambda word: "@" not in word, words))
+    parts = [_parse_counted(word) for word in counted]
+    shares = [_parse_share(word) for word in words[len(counted) :]]
     if sum(share for share, _ in shares) > 1:
         raise ValueError("the shares with @ add up to more than 100 %")
     if shares:
@@ -81,70 +93,68 @@ def parse_faults(script: str, seed: int = 0) -> Iterator[Fault]:
     return itertools.chain.from_iterable(parts)
 
 
-def _parse_fault(text: str, word: str) -> Fault:
-    """Parse a word without its * or @. ``word`` is the whole word, for the error message."""
-    name, colon, value = text.partition(":")
-    if name in PLAIN_KINDS and not colon:
-        return Fault(name)
-    if name in KINDS_WITH_SECONDS and _is_seconds(value):
-        return Fault(name, 200, float(value))
-    if name == "html" and _is_status(value):
-        return Fault("html", int(value))
-    if _is_status(name) and (not colon or _is_seconds(value)):
-        return Fault("status", int(name), float(value) if colon else None)
-    raise ValueError(f"unknown fault '{ascii(word)[1:-1]}': {_diagnosis(text)}")
-
-
-def _diagnosis(text: str) -> str:
-    """Return what is wrong with an unknown word, or what to write instead."""
-    name = text.partition(":")[0]
-    if match := re.fullmatch(r"(\w+)x([0-9]+)", text, re.ASCII):
-        return f"did you mean {match[1]}*{match[2]}?"
-    if name in KINDS_WITH_SECONDS:
-        return f"{name} needs seconds, up to a day: {name}:1.5"
-    if name == "html":
-        return "html needs a status from 400 to 599: html:502"
-    if name in PLAIN_KINDS:
-        return f"{name} takes no number"
-    if name.isascii() and name.isdigit():
-        return "a status is a number from 400 to 599; seconds, up to a day, follow a colon"
-    known = [*PLAIN_KINDS, *KINDS_WITH_SECONDS, "html"]
-    if close := difflib.get_close_matches(name.lower(), known, 1):
-        return f"did you mean {close[0]}?"
-    return f"use {FAULT_SYNTAX}"
-
-
-def _repeat(fault: Fault, word: str, star: str, times: str) -> Iterator[Fault]:
-    if not star:
-        return iter([fault])
-    if not times:
+def _parse_counted(word: str) -> Iterator[Fault]:
+    """Parse a word that is for one request, or for several with *3 or *."""
+    text, star, times = word.partition("*")
+    fault = _parse_fault(text, word)
+    if star and not times:
         return itertools.repeat(fault)
+    times = times if star else "1"
     if not re.fullmatch("[0-9]{1,7}", times) or not 1 <= int(times) <= MAX_REPEATS:
         raise ValueError(f"'{word}': repeat it 1 to {MAX_REPEATS} times, or always with a bare *")
     return itertools.repeat(fault, int(times))
 
 
-def _parse_share(word: str, percent: str) -> float:
-    if re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?%", percent) and float(percent[:-1]) <= 100:
-        return float(percent[:-1]) / 100
-    raise ValueError(f"'{word}': a share is a percentage up to 100, such as 503@20%")
+def _parse_share(word: str) -> tuple[float, Fault]:
+    """Parse a word with a percentage, such as 503@20%."""
+    text, at, percent = word.partition("@")
+    if not at:
+        raise ValueError(f"'{word}': words with @ come last; they apply to all later requests")
+    fault = _parse_fault(text, word)
+    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?%", percent) or float(percent[:-1]) > 100:
+        raise ValueError(f"'{word}': a share is a percentage up to 100, such as 503@20%")
+    return float(percent[:-1]) / 100, fault
 
 
 def _draw(shares: list[tuple[float, Fault]], chance: random.Random) -> Iterator[Fault]:
+    """Yield a fault for each request, at random; OK for the rest of the shares."""
+    weights = [share for share, _ in shares]
+    faults = [*(fault for _, fault in shares), OK]
     while True:
-        drawn = chance.random()
-        for share, fault in shares:
-            drawn -= share
-            if drawn < 0:
-                yield fault
-                break
-        else:
-            yield OK
+        yield chance.choices(faults, [*weights, max(0.0, 1 - sum(weights))])[0]
 
 
-def _is_status(text: str) -> bool:
-    return re.fullmatch("[45][0-9][0-9]", text) is not None
+def _parse_fault(text: str, word: str) -> Fault:
+    """Parse a word without its * or @. ``word`` is the whole word, for the error message."""
+    for known in VOCABULARY:
+        if match := re.fullmatch(_pattern(known.form), text):
+            numbers = match.groupdict()
+            kind = known.form.partition(":")[0].lower()
+            seconds = float(numbers["seconds"]) if "seconds" in numbers else None
+            return Fault(kind, int(numbers.get("status", 200)), seconds)
+    raise ValueError(f"unknown fault '{ascii(word)[1:-1]}': {_diagnosis(text)}")
 
 
-def _is_seconds(text: str) -> bool:
-    return re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) is not None and float(text) <= MAX_SECONDS
+def _pattern(form: str) -> str:
+    for number, (pattern, _) in NUMBERS.items():
+        form = form.replace(number, pattern)
+    return form
+
+
+def _diagnosis(text: str) -> str:
+    """Return what is wrong with an unknown word, or what to write instead."""
+    name = text.partition(":")[0]
+    words = {word.form.partition(":")[0]: word for word in VOCABULARY}
+    if re.search(r"\s", text):
+        return "separate words with commas"
+    if match := re.fullmatch(r"(\w+)x([0-9]+)", text, re.ASCII):
+        return f"did you mean {match[1]}*{match[2]}?"
+    if re.fullmatch("[0-9]+", name):
+        return "a status is a number from 400 to 599; seconds, below 100000, follow a colon"
+    if name not in words:
+        close = difflib.get_close_matches(name.lower(), words, 1)
+        return f"did you mean {words[close[0]].example}?" if close else f"use {FAULT_SYNTAX}"
+    _, colon, number = words[name].form.partition(":")
+    if not colon:
+        return f"{name} takes no number"
+    return f"{name} needs {NUMBERS[number][1]}: {words[name].example}"

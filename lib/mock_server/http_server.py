@@ -14,49 +14,35 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
 
-from .api import Response, json_response
+from .api import Request, Response, first_half, json_response
+from .log import LoggedRequest
 
 MAX_BODY_BYTES = 1024 * 1024
-READ_TIMEOUT = 10.0  # seconds; a connection that is silent for longer is closed
 
 
-@dataclass
-class LoggedRequest:
-    """One request and its outcome.
-
-    ``arrived`` is a time on the monotonic clock. ``duration`` is the seconds until the
-    response was sent or given up; it is None before that.
-    """
-
-    arrived: float
-    duration: float | None
-    method: str
-    path: str
-    outcome: str
-
-
-Respond = Callable[[str, str, str, bytes], tuple[Response | None, LoggedRequest]]
+Respond = Callable[[Request], tuple[Response | None, LoggedRequest]]
 
 
 class HTTPServer(ThreadingTCPServer):
     """Listen on loopback, with one thread per connection; ``stop`` closes all connections.
 
-    ``respond(method, path, key, body)`` returns the response to a request and its log
-    entry. If the response is None, the connection is closed without one.
+    ``respond(request)`` returns the response to a request and its log entry. If the response
+    is None, the connection is closed without one.
     """
 
     allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
     request_queue_size = 128
+    read_timeout = 10.0  # seconds; a connection that is silent for longer is closed
 
-    def __init__(self, port: int, respond: Respond) -> None:
+    def __init__(self, port: int, respond: Respond, request_id_header: str) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.respond = respond
+        self.request_id_header = request_id_header
         self._connections: set[socket.socket] = set()
         self._stopping = False
         self._lock = threading.Lock()
@@ -98,11 +84,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: HTTPServer
     protocol_version = "HTTP/1.1"
-    timeout = READ_TIMEOUT
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
         super().setup()
+        self.connection.settimeout(self.server.read_timeout)
         self.server.opened(self.connection)
 
     def finish(self) -> None:
@@ -131,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = re.sub("[^!-~]", "?", self.path.partition("?")[0])[:100]
         scheme, _, key = self.headers.get("Authorization", "").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" else ""
-        response, request = self.server.respond(self.command, path, key, body)
+        response, request = self.server.respond(Request(self.command, path, key, body))
         try:
             if response is None or not self._wait_unless_closed(response.delay):
                 self.close_connection = True
@@ -149,23 +135,14 @@ class _Handler(BaseHTTPRequestHandler):
             return not selector.select(None if seconds == math.inf else seconds)
 
     def _send(self, response: Response) -> None:
-        if isinstance(response.body, list):
-            events = [event.encode() for event in response.body]
-            pieces = [b"%x\r\n%s\r\n" % (len(event), event) for event in events] + [b"0\r\n\r\n"]
+        pieces = [piece.encode() for piece in response.pieces]
+        framing = ("Content-Length", str(sum(map(len, pieces))))
+        if response.stream:
+            pieces = [b"%x\r\n%s\r\n" % (len(event), event) for event in pieces] + [b"0\r\n\r\n"]
             framing = ("Transfer-Encoding", "chunked")
-            pieces = pieces[: len(pieces) // 2] if response.truncated else pieces
-        else:
-            body = response.body.encode()
-            pieces = [body[: len(body) // 2] if response.truncated else body]
-            framing = ("Content-Length", str(len(body)))
-        self.close_connection = self.close_connection or response.truncated
-        self.send_response(response.status)
-        for name, value in [*response.headers.items(), framing]:
-            self.send_header(name, value)
-        self.send_header("mistral-correlation-id", str(uuid.uuid4()))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
+        self._send_head(response, framing)
+        if response.broken:
+            pieces = first_half(pieces)
         if response.seconds_per_byte:
             pieces = [bytes([byte]) for piece in pieces for byte in piece]
         for piece in pieces:
@@ -173,6 +150,17 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             self.wfile.write(piece)
+        self._wait_unless_closed(response.silence)
+        self.close_connection = self.close_connection or response.broken
+
+    def _send_head(self, response: Response, framing: tuple[str, str]) -> None:
+        self.send_response(response.status)
+        for name, value in [*response.headers.items(), framing]:
+            self.send_header(name, value)
+        self.send_header(self.server.request_id_header, str(uuid.uuid4()))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Send http.server's own errors in the API's shape, without repeating the request."""

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: MIT-0
-"""Enforce the mock server's rate limits, over a sliding window of 60 seconds."""
+"""Enforce the mock server's rate limits, over a sliding window."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 
-from .api import Response, error_response
-
-WINDOW = 60.0  # seconds
+from .api import API, Response
 
 
 class SlidingWindow:
-    """Count what was used in the last 60 seconds, and compare it with a limit."""
+    """Count what was used in the last ``seconds``, and compare it with a limit."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, seconds: float = 60.0) -> None:
         self.limit = limit
+        self.seconds = seconds
         self._entries: deque[tuple[float, int]] = deque()
         self._used = 0
 
@@ -26,7 +25,7 @@ class SlidingWindow:
 
     def remaining(self, now: float) -> int:
         """Return how much may still be used."""
-        while self._entries and self._entries[0][0] <= now - WINDOW:
+        while self._entries and self._entries[0][0] <= now - self.seconds:
             self._used -= self._entries.popleft()[1]
         return max(0, self.limit - self._used)
 
@@ -38,7 +37,7 @@ class SlidingWindow:
             if missing <= 0:
                 break
             missing -= freed
-            seconds = moment + WINDOW - now
+            seconds = moment + self.seconds - now
         return seconds
 
 
@@ -49,26 +48,28 @@ class RateLimits:
     accepted request is charged the tokens that it really uses.
     """
 
-    def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
+    def __init__(self, api: API, requests: int | None, tokens: int | None, window: float) -> None:
+        self._api = api
+        limits = {"requests": requests, "tokens": tokens}
         self._windows = {
-            name: SlidingWindow(limit)
-            for name, limit in (("req", requests_per_minute), ("tokens", tokens_per_minute))
-            if limit is not None
+            name: SlidingWindow(limit, window) for name, limit in limits.items() if limit
         }
 
     def apply(self, response: Response, now: float) -> Response:
         """Charge the response and return it, or return a 429; both get x-ratelimit headers."""
-        amounts = {"req": 1, "tokens": response.tokens}
-        wait = max(
-            (window.seconds_until_room(now, amounts[name])
-             for name, window in self._windows.items()),
-            default=0.0,
-        )  # fmt: skip
+        amounts = {"requests": 1, "tokens": response.tokens}
+        waits = {
+            name: window.seconds_until_room(now, amounts[name])
+            for name, window in self._windows.items()
+        }
+        wait = max(waits.values(), default=0.0)
         if wait > 0:
-            response = error_response(429, math.ceil(wait))
+            response = self._api.error(429, retry_after=math.ceil(wait))
         for name, window in self._windows.items():
             if wait <= 0:
                 window.add(now, amounts[name])
-            response.headers[f"x-ratelimit-limit-{name}-minute"] = str(window.limit)
-            response.headers[f"x-ratelimit-remaining-{name}-minute"] = str(window.remaining(now))
+            remaining = window.remaining(now)
+            response.headers.update(
+                self._api.dialect.limit_headers(name, window.limit, remaining, waits[name])
+            )
         return response

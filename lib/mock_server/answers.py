@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT-0
+"""Make up what the model says: text, a call of a tool, or JSON that fits a schema.
+
+Each word counts as one token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+Request = dict[str, Any]  # the body of a chat request
+Completion = dict[str, Any]
+GREETING = "Hello! How can I assist you today?"
+
+
+def make_up(request: Request) -> tuple[str, list[dict[str, Any]] | None]:
+    """Return a text and calls of tools: a request with tools gets a call, once, then a text.
+
+    Raises KeyError, TypeError or AttributeError if the tools or the schema have a wrong shape.
+    """
+    if tool := _tool_to_call(request):
+        arguments = json.dumps(sample(tool.get("parameters") or {}))
+        function = {"name": tool["name"], "arguments": arguments}
+        number = sum(message["role"] == "tool" for message in request["messages"])
+        return "", [{"id": f"call{number:05}", "type": "function", "function": function}]
+    wanted = request.get("response_format") or {"type": "text"}
+    if wanted["type"] == "json_schema":
+        return json.dumps(sample(wanted["json_schema"]["schema"])), None
+    if wanted["type"] == "json_object":
+        return "{}", None
+    prompt = content_text(request["messages"][-1])
+    return GREETING if prompt == "Hello!" else f"{prompt} response", None
+
+
+def complete(
+    request: Request, completion_id: str, text: str, tool_calls: list[dict[str, Any]] | None
+) -> Completion:
+    """Return a chat completion, of max_tokens at most."""
+    prompt_tokens = sum(len(content_text(each).split()) for each in request["messages"])
+    completion: Completion = {
+        "id": completion_id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": request["model"],
+        "choices": [{"index": 0, "message": {"role": "assistant", "tool_calls": tool_calls}}],
+        "usage": {"prompt_tokens": prompt_tokens},
+    }
+    limit = request.get("max_completion_tokens") or request.get("max_tokens")
+    kept = first_words(text, limit) if isinstance(limit, int) else text
+    if kept != text:
+        return end(completion, kept, "length")
+    return end(completion, text, "tool_calls" if tool_calls else "stop")
+
+
+def end(completion: Completion, text: str, finish_reason: str) -> Completion:
+    """Set the text of a completion, why it ends there, and the tokens that it cost."""
+    usage, choice = completion["usage"], completion["choices"][0]
+    choice["message"]["content"], choice["finish_reason"] = text, finish_reason
+    usage["completion_tokens"] = len(text.split())
+    usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+    return completion
+
+
+def first_words(text: str, count: int) -> str:
+    """Return the first words of a text, or the text itself if it has no more."""
+    words = re.findall(r"\s*\S+", text)
+    return "".join(words[:count]) if count < len(words) else text
+
+
+def chunks(completion: Completion) -> list[Completion]:
+    """Return the completion as a stream sends it: one chunk per word, then why it ends."""
+    choice = completion["choices"][0]
+    words = re.findall(r"\S+\s*", choice["message"]["content"])
+    deltas: list[dict[str, Any]] = [{"content": word} for word in words]
+    if calls := choice["message"]["tool_calls"]:
+        deltas = [{"content": "", "tool_calls": [{"index": 0, **call} for call in calls]}]
+    deltas.append({"content": ""})
+    deltas[0]["role"] = "assistant"
+    head = {name: completion[name] for name in ("id", "created", "model")}
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    choices[-1]["finish_reason"] = choice["finish_reason"]
+    return [{**head, "object": "chat.completion.chunk", "choices": [each]} for each in choices]
+
+
+def content_text(message: dict[str, Any]) -> str:
+    """Return the text of a message; its content may be a list of parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return str(content or "")
+
+
+def _tool_to_call(request: Request) -> dict[str, Any] | None:
+    """Return the function to call: the first, or the one that is asked for, or none.
+
+    With tool_choice "any" or "required", each is called once.
+    """
+    choice = request.get("tool_choice") or "auto"
+    functions = {tool["function"]["name"]: tool["function"] for tool in request.get("tools") or []}
+    if isinstance(choice, dict):
+        return functions[choice["function"]["name"]]  # type: ignore[no-any-return]
+    if choice == "none":
+        return None
+    if request["messages"][-1]["role"] == "tool":
+        called = _called_functions(request) if choice in ("any", "required") else functions
+        functions = {name: each for name, each in functions.items() if name not in called}
+    return next(iter(functions.values()), None)
+
+
+def _called_functions(request: Request) -> set[str]:
+    return {
+        call["function"]["name"]
+        for message in request["messages"]
+        for call in message.get("tool_calls") or []
+    }
+
+
+def sample(schema: Any, root: Any = None) -> Any:
+    """Return a small value that fits a JSON schema.
+
+    >>> person = {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 18}}
+    >>> sample({"type": "object", "properties": person})
+    {'name': 'text', 'age': 18}
+    """
+    root = root or schema
+    if "$ref" in schema:
+        return sample(_definition(schema["$ref"], root), root)
+    for key in ("const", "default"):
+        if key in schema:
+            return schema[key]
+    if "enum" in schema:
+        return schema["enum"][0]
+    for key in ("anyOf", "oneOf", "allOf"):
+        if key in schema:
+            # A $ref may lead back to where we are; an alternative without one does not.
+            return sample(min(schema[key], key=lambda each: "$ref" in each), root)
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    return SAMPLES[kind if isinstance(kind, str) else kind[0]](schema, root)
+
+
+def _definition(reference: str, root: Any) -> Any:
+    for name in filter(None, reference.removeprefix("#").split("/")):
+        root = root[name]
+    return root
+
+
+def _text(schema: Any, root: Any) -> str:
+    text = FORMATS.get(schema.get("format"), "text")
+    return text.ljust(schema.get("minLength", 0), "x")[: schema.get("maxLength")]
+
+
+def _number(schema: Any, root: Any) -> float:
+    least = float(schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1))
+    number = min(least, float(schema.get("maximum", least)))
+    return int(number) if number.is_integer() else number
+
+
+FORMATS = {
+    "date": "2026-01-31",
+    "date-time": "2026-01-31T12:00:00Z",
+    "time": "12:00:00Z",
+    "email": "name@example.org",
+    "uri": "https://example.org/",
+    "uuid": "00000000-0000-4000-8000-000000000000",
+}
+SAMPLES: dict[str, Callable[[Any, Any], Any]] = {
+    "object": lambda schema, root: {
+        name: sample(each, root) for name, each in schema.get("properties", {}).items()
+    },
+    "array": lambda schema, root: (
+        [sample(schema["items"], root)] * schema["minItems"] if schema.get("minItems") else []
+    ),
+    "string": _text,
+    "integer": _number,
+    "number": _number,
+    "boolean": lambda schema, root: True,
+    "null": lambda schema, root: None,
+}
