@@ -37,7 +37,7 @@ VOCABULARY = (
     Word("ok", "ok", "a normal response"),
     Word("STATUS", "503", "an error with this status (400 to 599) and a body in the API's format"),
     Word("STATUS:SECONDS", "429:2", "the same, with Retry-After: 2 (try again in 2 seconds)"),
-    Word("noquota", "noquota", "a permanent 429: the account's plan allows no requests to this model"),
+    Word("noquota", "noquota", "a permanent 429: the plan allows no requests to this model"),
     Word("toolong", "toolong", "a 400: the prompt is larger than the model's context"),
     Word("slow:SECONDS", "slow:1.5", "a normal response, 1.5 seconds late"),
     Word("timeout", "timeout", "no response, ever"),
