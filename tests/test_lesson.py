@@ -241,7 +241,7 @@ WRONG_ARGUMENTS = {
     ("503",): "unrecognized arguments: 503",
     ("--faults",): "argument --faults: expected one argument",
     ("--offline=yes",): "argument --offline: ignored explicit argument 'yes'",
-    ("--faults", "503,rain"): "unknown fault 'rain': use ok, a status from 400 to 599, ",
+    ("--faults", "503,rain"): "unknown fault 'rain': use ok, 503, 429:2, ",
     ("--faults", "dröp"): r"unknown fault 'dr\xf6p': did you mean drop?",
 }
 WRONG_SETTINGS = {
