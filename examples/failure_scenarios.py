@@ -48,6 +48,9 @@ SCENARIOS = (
     Scenario("05_fallbacks", "404", "05_smaller_model_answers"),
     Scenario("05_fallbacks", "401", "05_wrong_key_is_raised"),
     Scenario("06_error_logger", "ok,503,timeout,429:2,401", "06_alert"),
+    Scenario("answers", "empty*", "answers_empty"),
+    Scenario("failover", "503*", "failover_both_models_are_down"),
+    Scenario("failover", "401", "failover_wrong_key"),
     Scenario("streaming", "drop,drop", "streaming_retries_before_the_first_piece"),
 )
 

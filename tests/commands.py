@@ -16,14 +16,15 @@ WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
 
 LESSONS = (
     "01_basic_errors", "02_backoff", "03_rate_limits", "04_circuit_breaker", "05_fallbacks",
-    "06_error_logger", "streaming", "token_limits", "asyncio_client",
+    "06_error_logger", "streaming", "token_limits", "asyncio_client", "answers",
+    "failover",
 )  # fmt: skip
-# A timeout and a slow body need real time, and the waits of the streaming lesson are random;
+# A timeout and a slow body need real time, and the waits of two lessons are random;
 # test_failure_scenarios.py runs the others with a fake clock.
 SLOW_SCENARIOS = [
     each
     for each in SCENARIOS
-    if re.search("timeout|drip", each.faults) or each.script == "streaming"
+    if re.search("timeout|drip", each.faults) or each.script in ("streaming", "answers")
 ]
 
 

@@ -28,6 +28,8 @@ WAITS = {
     "05_primary_answers": [],
     "05_smaller_model_answers": [],
     "05_wrong_key_is_raised": [],
+    "failover_both_models_are_down": [0.55, 0.55],
+    "failover_wrong_key": [0.55, 0.55],
 }
 
 

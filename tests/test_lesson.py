@@ -151,8 +151,8 @@ class TestOffline:
         assert out.endswith("before the response was complete\n\n")
         assert err.splitlines()[1:] == [
             "The server saw 2 requests:",
-            f"    0.0 s  |{'█':<30}| 200",
-            f"    0.0 s  |{'█':<30}| drop",
+            f"    0.0 s  |{'█':<30}| 200  mistral-small-latest",
+            f"    0.0 s  |{'█':<30}| drop  invalid-model-name",
         ]
 
     def test_a_proxy_is_not_used(

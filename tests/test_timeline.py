@@ -38,6 +38,15 @@ class TestTimeline:
             "    2.5 s  |                         █████| timeout",
         ]
 
+    def test_the_model_is_named_if_there_are_several(self) -> None:
+        large, small = request(0, 0, "503"), request(0, 0)
+        large.content, small.content = b'{"model": "large"}', b'{"model": "small"}'
+        assert [line.rpartition("| ")[2] for line in timeline([large, small])[1:]] == [
+            "503  large",
+            "200  small",
+        ]
+        assert [line.rpartition("| ")[2] for line in timeline([large, large])[1:]] == ["503"] * 2
+
     def test_one_request(self) -> None:
         assert timeline([request(0, 0)])[0] == "The server saw 1 request:"
 

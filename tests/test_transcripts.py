@@ -21,6 +21,17 @@ TIMELINES = {
     "failure_scenarios/streaming_retries_before_the_first_piece": [
         (0.0, 0.0, "drop"), (0.0, 0.0, "drop"), (0.2, 0.0, "200"), (0.2, 0.0, "200"),
     ],
+    "failover": [
+        (0.0, 0.0, "503  mistral-large-latest"),
+        (0.0, 0.0, "200  mistral-small-latest"),
+        (0.0, 0.0, "503  mistral-large-latest"),
+        (0.0, 0.0, "200  mistral-small-latest"),
+        (0.0, 0.0, "200  mistral-small-latest"),  # the circuit of the first model is open
+        (0.0, 0.0, "200  mistral-small-latest"),
+        (0.6, 0.0, "503  mistral-large-latest"),  # a probe
+        (0.6, 0.0, "200  mistral-small-latest"),
+        (1.1, 0.0, "200  mistral-large-latest"),  # a probe
+    ],
 }  # fmt: skip
 
 

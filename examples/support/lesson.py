@@ -15,7 +15,8 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ from lib.mock_server import FAULT_SYNTAX, MockServer
 from lib.transport import is_loopback
 
 Lesson = Callable[[MistralClient], None]
+Reply = Callable[[dict[str, Any]], str | None]
 
 ROOT = Path(__file__).resolve().parents[2]
 OFFLINE_TIMEOUT = 2.0  # seconds; short, because a lesson on timeouts waits for them
@@ -42,17 +44,21 @@ class UsageError(Exception):
     """The user's input cannot be right; the message says what to do."""
 
 
-def run_lesson(lesson: Lesson, *, faults: str = "") -> NoReturn:
+def run_lesson(
+    lesson: Lesson, *, faults: str | Mapping[str, str] = "", replies: Reply | None = None
+) -> NoReturn:
     """Run a lesson as a command, and exit.
 
-    ``faults`` is the fault script for the mock server if the user gives none.
+    ``faults`` is the fault script for the mock server if the user gives none; ``replies`` is what
+    the mock server answers.
     """
 
     def main() -> int:
         options = parse_arguments()
         client = _live_client(options)
         if client is None:
-            _run_offline(lesson, faults if options.faults is None else options.faults, options)
+            script = faults if options.faults is None else options.faults
+            _run_offline(lesson, partial(MockServer, script, replies=replies), options)
             return 0
         if faults:
             print_err("This lesson relies on simulated failures, which only --offline shows.")
@@ -169,11 +175,13 @@ def _check_reachable(client: MistralClient) -> None:
         client.models()
 
 
-def _run_offline(lesson: Lesson, faults: str, options: argparse.Namespace) -> None:
+def _run_offline(
+    lesson: Lesson, make_server: Callable[[], MockServer], options: argparse.Namespace
+) -> None:
     """Run a lesson against a mock server in this process."""
     timeout = _timeout(OFFLINE_TIMEOUT)
     try:
-        server = MockServer(faults)
+        server = make_server()
     except ValueError as error:
         raise UsageError(str(error)) from None
     if not os.environ.get("MISTRAL_NO_NOTICE"):  # `make run-all` says it once

@@ -5,7 +5,8 @@ The server saw 3 requests:
     1.0 s  |          █                   | 503
     3.0 s  |                             █| 200
 
-Each line is one request. Its bar is to scale, and at least one character wide.
+Each line is one request. Its bar is to scale, and at least one character wide. If the requests
+ask several models, each line names the model.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ def timeline(log: Sequence[LoggedRequest]) -> list[str]:
         return ["The server saw no requests."]
     first = log[0].arrived
     ends = [request.arrived - first + (request.duration or 0.0) for request in log]
+    several_models = len({request.model for request in log} - {None}) > 1
     scale = WIDTH / max(MIN_SECONDS, *ends)
     lines = [f"The server saw {len(log)} request{'s' if len(log) > 1 else ''}:"]
     for request in log:
@@ -33,5 +35,6 @@ def timeline(log: Sequence[LoggedRequest]) -> list[str]:
         room = WIDTH - indent
         length = room if request.duration is None else round(request.duration * scale)
         bar = " " * indent + "█" * max(1, min(room, length))
-        lines.append(f"{start:7.1f} s  |{bar:<{WIDTH}}| {request.outcome}")
+        model = f"  {request.model}" if several_models else ""
+        lines.append(f"{start:7.1f} s  |{bar:<{WIDTH}}| {request.outcome}{model}")
     return lines
