@@ -25,6 +25,7 @@ PAGES = {
         "lib/recipes.md",
         "lib/many-processes.md",
         "lib/comparison.md",
+        "lib/mock_server/README.md",
         "examples/README.md",
         "examples/teaching.md",
         "examples/troubleshooting.md",
@@ -93,7 +94,14 @@ def test_every_make_target_and_script_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "lib/README.md", "lib/recipes.md", "examples/troubleshooting.md"]
+    "page",
+    [
+        "README.md",
+        "lib/README.md",
+        "lib/recipes.md",
+        "lib/mock_server/README.md",
+        "examples/troubleshooting.md",
+    ],
 )
 @pytest.mark.usefixtures("clock")
 def test_every_python_snippet_runs(
@@ -149,7 +157,7 @@ def test_live_lessons_send_twelve_chat_requests_of_a_few_tokens(
 
 def test_fault_words_are_those_of_the_code() -> None:
     header = "| word | what happens to the request |\n|---|---|\n"
-    table = README.partition(header)[2].partition("\n\n")[0]
+    table = PAGES["lib/mock_server/README.md"].partition(header)[2].partition("\n\n")[0]
     words = [(word.example, word.meaning) for word in VOCABULARY]
     assert table.splitlines() == [
         f"| `{example}` | {meaning} |" for example, meaning in [*words, *REPETITIONS]

@@ -32,7 +32,7 @@ class Fault(NamedTuple):
     seconds: float | None = None
 
 
-# The table in README.md is made of these rows.
+# The table in this folder's README.md has these rows.
 VOCABULARY = (
     Word("ok", "ok", "a normal response"),
     Word("STATUS", "503", "an error with this status (400 to 599) and a body in the API's format"),
