@@ -6,7 +6,8 @@
 
 A call returns a completion or raises one of the errors in ``errors.py``, since the client
 checks what you send and what comes back. It does not retry, pace or fall back; the other
-files do that. Needs ``requests``, ``errors.py`` and ``transport.py``.
+files do that. Needs ``requests``, ``errors.py``, ``transport.py`` and
+``total_timeout.py``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .errors import (
     MistralError,
     error_from_response,
 )
+from .total_timeout import total_timeout
 from .transport import MAX_RESPONSE_BYTES, Response, Transport
 
 DEFAULT_BASE_URL = "https://api.mistral.ai/v1"
@@ -190,7 +192,7 @@ class MistralClient:
     ) -> tuple[Any, Mapping[str, str]]:
         options = self._options
         with self._transport.send(
-            method, path, payload, options.timeout, options.total_timeout
+            method, path, payload, options.timeout, total_timeout(options.total_timeout)
         ) as response:
             return _parse_json(response.read()), response.headers
 
@@ -228,7 +230,11 @@ class ChatStream(Iterator[str]):
         received: list[str] = []
         try:
             with transport.send(
-                "POST", "/chat/completions", payload, options.timeout, options.total_timeout
+                "POST",
+                "/chat/completions",
+                payload,
+                options.timeout,
+                total_timeout(options.total_timeout),
             ) as response:
                 self.limits = _limits(response.headers)
                 for event in _parse_sse(response):
