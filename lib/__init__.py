@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT-0
 """Robust error handling for an LLM HTTP API, one technique per file.
 
-Start with ``errors.py`` (what can go wrong) and ``client.py`` (one chat call). Then read
+Start with ``errors.py`` (what can go wrong) and ``client.py`` (one chat call). Below the client
+are ``transport.py``, ``total_timeout.py`` and ``event_stream.py``. Then read
 one helper per technique: ``retry.py``, ``rate_limiter.py``, ``token_limiter.py``,
 ``circuit_breaker.py``, ``fallback.py``, ``error_logger.py``. You can copy each of these six
 alone. ``resilient_client.py`` combines all but the fallback. README.md has recipes.

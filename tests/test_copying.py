@@ -9,7 +9,7 @@ from support import ROOT, run
 LIB = ROOT / "lib"
 HELPERS = (
     "retry", "rate_limiter", "token_limiter", "circuit_breaker", "fallback", "error_logger",
-    "sdk_errors",
+    "event_stream", "sdk_errors",
 )  # fmt: skip
 
 RUN_DOCTESTS_OF_EACH_ALONE = """
