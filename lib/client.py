@@ -6,34 +6,52 @@
 
 A call returns a completion or raises one of the errors in ``errors.py``, since the client
 checks what you send and what comes back. It does not retry, pace or fall back; the other
-files do that. Needs ``requests``, ``errors.py``, ``transport.py`` and
-``total_timeout.py``.
+files do that. Needs ``requests``, and ``errors.py``, ``transport.py``, ``total_timeout.py`` and
+``event_stream.py`` beside it.
+
+A response is read for what is in it: what the server left out, or wrote in another way than
+Mistral does, is left empty, since you have paid for the rest. Only what holds no answer at
+all is an error. So are errors that a server reports inside a 200.
 """
 
 from __future__ import annotations
 
+import codecs
 import copy
+import itertools
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import requests
 
 from .errors import (
     APIConnectionError,
     APIResponseValidationError,
+    APIStatusError,
     APIStreamBrokenError,
     InvalidRequestError,
     MistralError,
     error_from_response,
 )
-from .total_timeout import total_timeout
+from .event_stream import Event, EventStream
+from .total_timeout import Deadline, total_timeout
 from .transport import MAX_RESPONSE_BYTES, Response, Transport
+
+T = TypeVar("T")
+Fields = dict[str, Any]  # a JSON object
+NOTHING: Fields = {}
+NO_ITEMS: list[Any] = []
 
 DEFAULT_BASE_URL = "https://api.mistral.ai/v1"
 MAX_TIMEOUT = 86400.0  # seconds; operating systems reject much longer timeouts
 ROLES = ("system", "user", "assistant", "tool")
+CLOSED = "the stream was closed before its end"
+MAX_JSON_VALUES = 250_000  # arrays and objects; they need up to 250 bytes each
+TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
 @dataclass(frozen=True)
@@ -60,13 +78,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class ChatCompletion:
-    """The response to a chat call. ``usage`` is None if the server did not report it."""
+    """The response to a chat call. What the server left out is "", empty or None.
+
+    ``content`` is the answer's text, without the thoughts of a reasoning model.
+    ``finish_reason`` says why the model stopped: "stop", "length" (the answer is cut off),
+    "tool_calls", "content_filter"... ``tool_calls`` are the functions that the model wants
+    you to call, as the API sends them. ``usage`` is None if the server did not report it.
+    """
 
     content: str
     model: str
     finish_reason: str
     usage: Usage | None
     limits: Limits = Limits()
+    tool_calls: tuple[Fields, ...] = field(default=(), hash=False)
 
 
 @dataclass(frozen=True)
@@ -82,10 +107,10 @@ class MistralClient:
 
     ``timeout`` is (connect timeout, read timeout) in seconds, or one number for both. The
     read timeout is the longest silence allowed, not the total time: a response that keeps
-    arriving can take much longer. ``total_timeout`` is the seconds that a whole call may
-    take; for a stream, this includes the time that you spend on its pieces. ``base_url``
-    must start with https://, unless its host is this machine. A ``session`` of your own is
-    used as it is and not closed.
+    arriving can take much longer. ``total_timeout`` limits a whole call, in seconds, except
+    for the look-up of the host's name; in a stream, your own processing time counts too.
+    ``base_url`` must start with https://, unless its host is this machine. A ``session`` of
+    your own is used as it is and not closed.
 
     Raises ValueError for an invalid base URL or timeout, and for a key that an HTTP header
     cannot carry; the message never shows the key.
@@ -110,7 +135,10 @@ class MistralClient:
         timeout: float | tuple[float, float] | None = None,
         total_timeout: float | None = None,
     ) -> MistralClient:
-        """Return a client with different timeouts that shares this client's connections."""
+        """Return a client with different timeouts that shares this client's connections.
+
+        The timeouts are in seconds; None means those of this client.
+        """
         client = copy.copy(self)
         client._owns_transport = False
         client._options = _Options(
@@ -140,8 +168,7 @@ class MistralClient:
         if parameters.get("stream"):
             raise InvalidRequestError("chat() returns whole responses: call stream() for pieces")
         payload = _payload(messages, model, max_tokens, parameters)
-        content, headers = self._request("POST", "/chat/completions", payload)
-        return _completion(content, _limits(headers))
+        return self._request("POST", "/chat/completions", payload, _completion)
 
     def stream(
         self,
@@ -154,8 +181,10 @@ class MistralClient:
         """Return a stream of the completion's text; reading the first piece sends the request.
 
         The read timeout applies between two pieces, so a long response does not need a long
-        timeout. Takes the same arguments and raises the same errors as ``chat``. Once text
-        has arrived, a failure raises an APIStreamBrokenError with the text so far.
+        read timeout; the client's total timeout ends it all the same. Takes the same arguments
+        and raises the same errors as ``chat``. Once text has arrived, a failure raises an
+        APIStreamBrokenError with the text so far, and so does a stream that ends without a
+        finish reason or its end mark.
         """
         parameters["stream"] = True
         payload = _payload(messages, model, max_tokens, parameters)
@@ -167,11 +196,7 @@ class MistralClient:
         It is the usual health check, but a weak one: it succeeds even if the account's
         budget is used up and every chat fails with a 402.
         """
-        content, _ = self._request("GET", "/models", None)
-        try:
-            return [str(model["id"]) for model in content["data"]]
-        except (KeyError, TypeError):
-            raise APIResponseValidationError("the response is not a list of models") from None
+        return self._request("GET", "/models", None, _model_names)
 
     def close(self) -> None:
         """Close the connections, unless they belong to another client or your own session."""
@@ -188,35 +213,62 @@ class MistralClient:
         return f"{type(self).__name__}(base_url={self._transport.base_url!r})"
 
     def _request(
-        self, method: str, path: str, payload: bytes | None
-    ) -> tuple[Any, Mapping[str, str]]:
-        options = self._options
-        with self._transport.send(
-            method, path, payload, options.timeout, total_timeout(options.total_timeout)
-        ) as response:
-            return _parse_json(response.read()), response.headers
+        self, method: str, path: str, payload: bytes | None, read: Callable[[Fields, Limits], T]
+    ) -> T:
+        """Send a request and return what ``read`` finds in its response."""
+        timeout, deadline = self._options.timeout, total_timeout(self._options.total_timeout)
+        with self._transport.send(method, path, payload, timeout, deadline) as response:
+            content = _parse_json(response.read())
+            _raise_reported_error(content, response)
+            return read(content, _limits(response.headers))
 
 
 class ChatStream(Iterator[str]):
     """Iterate over the text of a streamed response: ``for piece in stream``.
 
-    ``limits`` is known after the first piece, ``finish_reason`` and ``usage`` when the
-    stream has ended. Close the stream if you stop early, to close its connection:
+    ``limits`` is known after the first piece; ``finish_reason``, ``tool_calls`` and ``usage``
+    when the stream has ended. Close the stream if you stop early, to close its connection:
     ``with client.stream(...) as stream`` does that.
+
+    One thread reads a stream; any thread, and a signal handler, may close it.
     """
 
     def __init__(self, transport: Transport, payload: bytes, options: _Options) -> None:
         self.finish_reason = ""
+        self.tool_calls: list[Fields] = []
         self.usage: Usage | None = None
         self.limits = Limits()
         self._pieces = self._read(transport, payload, options)
+        self._received: list[str] = []
+        self._tool_calls: dict[int, Fields] = {}  # the last one of each index
+        self._size = 0  # characters
+        self._is_whole = False
+        self._is_closed = False
+        self._deadline: Deadline | None = None
+        self._reading = threading.Lock()
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        with self._reading:
+            for piece in self._pieces:
+                return piece
+        if self._is_closed:
+            raise APIStreamBrokenError(CLOSED, "".join(self._received))
+        raise StopIteration
 
     def close(self) -> None:
-        """Stop reading. Closes the connection, unless the stream has already ended."""
-        self._pieces.close()
+        """Stop reading, and close the connection, unless the stream has already ended.
+
+        If the answer is not whole, the next read raises an APIStreamBrokenError, and so does a
+        read that waits in another thread.
+        """
+        self._is_closed = not self._is_whole
+        if self._reading.acquire(blocking=False):
+            try:
+                self._pieces.close()
+            finally:
+                self._reading.release()
+        elif self._deadline is not None:
+            self._deadline.expire()
 
     def __enter__(self) -> ChatStream:
         return self
@@ -227,39 +279,69 @@ class ChatStream(Iterator[str]):
     def _read(
         self, transport: Transport, payload: bytes, options: _Options
     ) -> Generator[str, None, None]:
-        received: list[str] = []
+        self._deadline = deadline = total_timeout(options.total_timeout)
+        if self._is_closed:
+            return
         try:
             with transport.send(
-                "POST",
-                "/chat/completions",
-                payload,
-                options.timeout,
-                total_timeout(options.total_timeout),
+                "POST", "/chat/completions", payload, options.timeout, deadline
             ) as response:
                 self.limits = _limits(response.headers)
-                for event in _parse_sse(response):
-                    if isinstance(event, dict) and "choices" not in event:
-                        raise _error_in_stream(event, response)
-                    if piece := self._text_of(event):
-                        received.append(piece)
-                        yield piece
+                for piece in filter(None, self._texts(response)):
+                    self._received.append(piece)
+                    yield piece
         except MistralError as error:
-            if not received:
-                raise
-            raise APIStreamBrokenError(str(error), "".join(received)) from error
+            if isinstance(error, APIStatusError) or not self.finish_reason:
+                if not self._received and not self._is_closed:
+                    raise
+                message = CLOSED if self._is_closed else str(error)
+                raise APIStreamBrokenError(message, "".join(self._received)) from error
+        self._is_whole = True
 
-    def _text_of(self, event: Any) -> str:
-        """Return the text in an event; store its finish reason and usage."""
-        try:
-            for choice in event["choices"]:
-                self.finish_reason = str(choice.get("finish_reason") or self.finish_reason)
-            if event.get("usage") is not None:
-                self.usage = _usage(event["usage"])
-            return "".join(
-                _content_text(choice["delta"].get("content")) for choice in event["choices"]
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            raise APIResponseValidationError("the stream is not a chat completion") from None
+    def _texts(self, response: Response) -> Iterator[str]:
+        """Yield the text of each event, as well-formed Unicode: "" for an event without text."""
+        decoder = codecs.getincrementaldecoder("utf-16-le")("replace")  # joins surrogate pairs
+        chunks = response.chunks()
+        for event in _events(chunks, response.headers.get("Content-Type", "no content type")):
+            if event.data.strip() == "[DONE]":
+                response.drain(chunks)
+                break
+            fields = _event_fields(event)
+            yield decoder.decode(self._take(fields).encode("utf-16-le", "surrogatepass"))
+            _raise_reported_error(fields, response)
+            if self._size > MAX_RESPONSE_BYTES:
+                raise _too_long()
+        else:
+            if not self.finish_reason:
+                raise APIConnectionError(
+                    "the stream ended without a finish reason or its end mark, [DONE]"
+                )
+        yield decoder.decode(b"", final=True)
+
+    def _take(self, event: Fields) -> str:
+        """Store what an event says about the whole answer; return its text."""
+        choice = _choice(event)
+        delta = _at(choice, "delta", _at(choice, "message", NOTHING))
+        text = _content_text(delta.get("content"))
+        for piece in _at(delta, "tool_calls", NO_ITEMS):
+            self._add_to_tool_call(_at(piece, "index", 0), piece)
+        self.finish_reason = _at(choice, "finish_reason", "") or self.finish_reason
+        self.usage = _usage(event) or self.usage
+        self._size += len(text)
+        return text
+
+    def _add_to_tool_call(self, index: int, piece: Any) -> None:
+        """Add a piece to the call with this index, or begin a call if the piece has a new ID."""
+        call = self._tool_calls.get(index, {})
+        if not call or _at(piece, "id", "") not in ("", call["id"]):
+            function = {"name": "", "arguments": ""}
+            call = {"id": _at(piece, "id", ""), "type": "function", "function": function}
+            self._tool_calls[index] = call
+            self.tool_calls.append(call)
+        function, more = call["function"], _at(piece, "function", NOTHING)
+        function["name"] = function["name"] or _at(more, "name", "")
+        function["arguments"] += _at(more, "arguments", "")
+        self._size += len(_at(more, "arguments", ""))
 
 
 def _check_timeout(timeout: float | tuple[float, float]) -> tuple[float, float]:
@@ -267,13 +349,17 @@ def _check_timeout(timeout: float | tuple[float, float]) -> tuple[float, float]:
     if len(both) == 2 and all(map(_is_timeout, both)):
         return both
     raise ValueError(
-        f"timeout must be a number of seconds > 0, or a pair (connect, read), got {timeout!r}"
+        f"timeout must be a number of seconds > 0 and <= {MAX_TIMEOUT:g}, or a pair "
+        f"(connect, read), got {timeout!r}"
     )
 
 
 def _check_total_timeout(total_timeout: float) -> float:
     if not _is_timeout(total_timeout):
-        raise ValueError(f"total_timeout must be a number of seconds > 0, got {total_timeout!r}")
+        raise ValueError(
+            f"total_timeout must be a number of seconds > 0 and <= {MAX_TIMEOUT:g}, "
+            f"got {total_timeout!r}"
+        )
     return total_timeout
 
 
@@ -285,7 +371,8 @@ def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
     """Raise InvalidRequestError for messages that the API would reject."""
     if not isinstance(messages, (list, tuple)) or not messages:
         example = '[{"role": "user", "content": "Hello!"}]'
-        raise InvalidRequestError(f"messages must be a list such as {example}")
+        came = repr(messages) if not messages else type(messages).__name__
+        raise InvalidRequestError(f"messages must be a list such as {example}, got {came}")
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in ROLES:
@@ -299,7 +386,7 @@ def _payload(
     messages: Sequence[Mapping[str, Any]],
     model: str,
     max_tokens: int | None,
-    parameters: dict[str, Any],
+    parameters: Fields,
 ) -> bytes:
     """Check a request and return it as JSON; raise InvalidRequestError if it is invalid."""
     _check_messages(messages)
@@ -312,65 +399,83 @@ def _payload(
         raise InvalidRequestError(f"the request cannot be written as JSON: {error}") from error
 
 
-def _parse_sse(response: Response) -> Iterator[Any]:
-    """Yield the parsed server-sent events (SSE) of a stream, up to its end mark, [DONE]."""
-    content_type = response.headers.get("Content-Type", "no content type")
-    if "text/event-stream" not in content_type.lower():
-        raise APIResponseValidationError(f"expected an event stream, got {content_type}")
-    pending, size = bytearray(), 0
-    chunks = response.chunks()
-    for received in chunks:
-        size += len(received)
-        if size > MAX_RESPONSE_BYTES:
+def _events(chunks: Iterator[bytes], content_type: str) -> Iterator[Event]:
+    """Yield the events of a response. One without any event may be plain JSON: that is yielded."""
+    stream, found = EventStream(), False
+    body = bytearray()  # as long as no event has been found
+    for received in itertools.chain(chunks, [b"\n\n"]):  # the last event may lack its end
+        body += received
+        for event in stream.feed(received):
+            found = True
+            yield event
+        if found:
+            body.clear()
+        if max(stream.size, len(body)) > MAX_RESPONSE_BYTES:
             raise _too_long()
-        pending += received
-        if b"\n" not in received:
-            continue
-        *lines, pending = pending.split(b"\n")
-        for line in lines:
-            name, _, data = line.partition(b":")
-            if name == b"data" and data.strip() == b"[DONE]":
-                response.drain(chunks)
-                return
-            if name == b"data":
-                yield _parse_json(data)
-    raise APIConnectionError("the stream ended without its end mark, [DONE]")
+    text = body.decode("utf-8-sig", "replace").strip()
+    if text.startswith("{"):
+        yield Event(text)
+    elif not found and "text/event-stream" not in content_type.lower():
+        raise APIResponseValidationError(f"expected an event stream, got {content_type}")
 
 
-def _parse_json(content: bytes | bytearray) -> Any:
+def _event_fields(event: Event) -> Fields:
+    """Return the JSON object in an event. One without text, such as a ping, need not hold one."""
+    try:
+        content = _loads(event.data)
+    except (ValueError, RecursionError) as error:
+        if event.name in ("", "message") and event.data.strip():
+            raise APIResponseValidationError("an event is truncated or not JSON") from error
+        content = event.data
+    fields = {"error": content} if event.name == "error" else content
+    return fields if isinstance(fields, dict) else {}
+
+
+def _parse_json(content: bytes) -> Fields:
     """Parse a 2xx body; raise APIResponseValidationError saying what came instead of JSON."""
     if len(content) > MAX_RESPONSE_BYTES:
         raise _too_long()
-    text = content.strip()
+    text = content.decode("utf-8-sig", "replace").strip()
     if not text:
         raise APIResponseValidationError("the response is empty")
     try:
-        return json.loads(text)
+        fields = _loads(text)
     except (ValueError, RecursionError) as error:
-        what = "an HTML page, not JSON" if text[:1] == b"<" else "truncated or not JSON"
+        what = "an HTML page, not JSON" if text[:1] == "<" else "truncated or not JSON"
         raise APIResponseValidationError(f"the response is {what}") from error
+    return fields if isinstance(fields, dict) else {}
+
+
+def _loads(text: str) -> Any:
+    """Parse JSON, unless its values would need much more memory than their text."""
+    if text.count("{") + text.count("[") + text.count(",") / 4 > MAX_JSON_VALUES:
+        raise _too_long()
+    return json.loads(text)
 
 
 def _too_long() -> APIResponseValidationError:
     return APIResponseValidationError(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
 
 
-def _error_in_stream(event: dict[str, Any], response: Response) -> MistralError:
-    """Return the error that the server reported inside a stream, with its own message."""
-    if "error" not in event and event.get("object") != "error":
-        return APIResponseValidationError("the stream is not a chat completion")
-    nested = event.get("error")
-    source = nested if isinstance(nested, dict) else event
-    status = source.get("raw_status_code", source.get("code"))
-    if not isinstance(status, int) or not 400 <= status <= 599:
-        status = 500
-    return error_from_response(status, {}, response.redact(json.dumps(event)))
+def _raise_reported_error(content: Fields, response: Response) -> None:
+    """Raise the error that the server reports inside a 200, with its own message."""
+    for place in (content, _choice(content)):
+        if any(
+            [
+                place.get("error"),
+                place.get("errors"),
+                place.get("object") == "error",
+                place.get("finish_reason") == "error",
+            ]
+        ):
+            report = {"title": "the model stopped because of an error", **place}
+            raise error_from_response(500, response.headers, response.redact(json.dumps(report)))
 
 
 def _limits(headers: Mapping[str, str]) -> Limits:
     def number(name: str) -> int | None:
         text = headers.get(f"x-ratelimit-{name}-minute", "")
-        return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else None
+        return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
 
     return Limits(
         requests_per_minute=number("limit-req"),
@@ -380,45 +485,58 @@ def _limits(headers: Mapping[str, str]) -> Limits:
     )
 
 
-def _completion(content: Any, limits: Limits) -> ChatCompletion:
-    """Return the chat completion in a 2xx body; check each field, since any may be missing."""
-    try:
-        choice = content["choices"][0]
-        usage = content.get("usage")
-        return ChatCompletion(
-            content=_message_text(choice["message"]),
-            model=str(content["model"]),
-            finish_reason=str(choice["finish_reason"] or ""),
-            usage=None if usage is None else _usage(usage),
-            limits=limits,
-        )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
-        # "from None", since a message of int() would quote the server's text, perhaps the key.
-        raise APIResponseValidationError(
-            "the response is JSON, but not a chat completion"
-        ) from None
+def _model_names(content: Fields, _limits: Limits) -> list[str]:
+    names = [_at(model, "id", "") for model in _at(content, "data", [None])]
+    if not all(names):
+        raise APIResponseValidationError("the response is not a list of models")
+    return names
 
 
-def _usage(usage: dict[str, Any]) -> Usage:
-    return Usage(
-        int(usage["prompt_tokens"]), int(usage["completion_tokens"]), int(usage["total_tokens"])
+def _completion(content: Fields, limits: Limits) -> ChatCompletion:
+    """Return the chat completion in a 2xx body."""
+    choice = _choice(content)
+    message = _at(choice, "message", NOTHING)
+    finish_reason = _at(choice, "finish_reason", "")
+    if not message and not finish_reason:
+        raise APIResponseValidationError("the response is JSON, but not a chat completion")
+    text = _content_text(message.get("content"))
+    return ChatCompletion(
+        content=text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"),
+        model=_at(content, "model", ""),
+        finish_reason=finish_reason,
+        usage=_usage(content),
+        limits=limits,
+        tool_calls=tuple(_at(message, "tool_calls", NO_ITEMS)),
     )
 
 
-def _message_text(message: dict[str, Any]) -> str:
-    """Return the text of a message. One with tool calls may have no text."""
-    content = message["content"]
-    if content is None and not message.get("tool_calls"):
-        raise TypeError("the message has no content")
-    return _content_text(content)
+def _at(content: Any, name: str, default: T) -> T:
+    """Return a field of a JSON object, or the default if there is none of the default's type."""
+    value = content.get(name) if isinstance(content, dict) else None
+    return value if isinstance(value, type(default)) else default
+
+
+def _choice(content: Fields) -> Fields:
+    """Return the choice with the index 0, or without any, of a completion or an event."""
+    choices = _at(content, "choices", NO_ITEMS)
+    return next((each for each in choices if isinstance(each, dict) and not each.get("index")), {})
+
+
+def _usage(content: Fields) -> Usage | None:
+    """Return the tokens of a call. One number that is missing follows from the other two."""
+    fields = _at(content, "usage", NOTHING)
+    known = {name: int(fields[name]) for name in TOKENS if _is_count(fields.get(name))}
+    total = known.get("total_tokens", sum(known.values()))
+    rest = max(0, total - sum(known.get(name, 0) for name in TOKENS[:2]))
+    prompt, completion = (known.get(name, rest) for name in TOKENS[:2])
+    return Usage(prompt, completion, total) if len(known) >= 2 else None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e15
 
 
 def _content_text(content: Any) -> str:
-    """Return a string, a reasoning model's list of chunks, or None as text."""
-    if content is None:
-        return ""
-    if isinstance(content, list):
-        return "".join(chunk["text"] for chunk in content if chunk["type"] == "text")
-    if not isinstance(content, str):
-        raise TypeError("the content is not text")
-    return content
+    """Return a string, or a reasoning model's list of chunks, as text; "" for anything else."""
+    chunks = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    return "".join(_at(chunk, "text", "") for chunk in chunks if _at(chunk, "type", "") == "text")

@@ -258,6 +258,7 @@ class RawServer:
         self.requests: list[bytes] = []
         self.connections = 0
         self.responses_sent = 0  # in full: a client that leaves early doesn't read all of one
+        self.received_request = threading.Event()
         self.client_left = threading.Event()
         self._pieces = response
         self._repeat = repeat  # of the last piece
@@ -297,6 +298,7 @@ class RawServer:
         if not request:
             return False
         self.requests.append(request)
+        self.received_request.set()
         for piece in (*self._pieces[:-1], *self._pieces[-1:] * self._repeat):
             connection.sendall(piece)
         self.responses_sent += 1

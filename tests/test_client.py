@@ -10,10 +10,11 @@ import pytest
 from responses import RequestsMock
 
 from lib.circuit_breaker import CircuitBreaker
-from lib.client import Limits, MistralClient, Usage
+from lib.client import ChatCompletion, Limits, MistralClient, Usage
 from lib.errors import (
     APIResponseValidationError,
     APIStatusError,
+    InternalServerError,
     InvalidRequestError,
     RateLimitError,
 )
@@ -99,6 +100,12 @@ class TestInvalidRequest:
                 with pytest.raises(InvalidRequestError, match="messages"):
                     method(messages)
 
+    def test_the_error_says_what_came(self, client: MistralClient) -> None:
+        with pytest.raises(InvalidRequestError, match=r"must be a list such as \[.*\], got str$"):
+            client.chat("Hello!")  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequestError, match=r", got \[\]$"):
+            client.chat([])
+
     def test_the_error_names_the_message(self, client: MistralClient) -> None:
         with pytest.raises(InvalidRequestError, match=r"messages\[1\] needs a role: one of system"):
             client.chat([*HELLO, {"role": "robot", "content": "Hi"}])
@@ -149,7 +156,9 @@ class TestTimeoutArguments:
     def test_wrong_timeout(self) -> None:
         wrong: list[Any] = [0, -1, float("nan"), 86401, "5", True, (5,), (5, 0), (1, 2, 3), [5, 60]]
         for timeout in wrong:
-            with pytest.raises(ValueError, match=r"^timeout must be a number of seconds > 0, "):
+            with pytest.raises(
+                ValueError, match=r"^timeout must be a number of seconds > 0 and <= 86400, "
+            ):
                 MistralClient("test-key", timeout=timeout)
             with pytest.raises(ValueError, match="timeout"):
                 MistralClient("test-key").with_options(timeout=timeout)
@@ -157,45 +166,139 @@ class TestTimeoutArguments:
     def test_wrong_total_timeout(self) -> None:
         wrong: list[Any] = [0, float("nan"), float("inf"), "60", True]
         for value in wrong:
-            with pytest.raises(ValueError, match=r"total_timeout must be a number of seconds > 0"):
+            with pytest.raises(
+                ValueError, match=r"total_timeout must be a number of seconds > 0 and <="
+            ):
                 MistralClient("test-key", total_timeout=value)
             with pytest.raises(ValueError, match="total_timeout"):
                 MistralClient("test-key").with_options(total_timeout=value)
 
 
+TOOL_CALLS = [
+    {"id": "a1", "type": "function", "function": {"name": "weather", "arguments": '{"in": "Nice"}'}}
+]
+
+
+def chat(client: MistralClient, api: RequestsMock, body: str) -> ChatCompletion:
+    """Return the completion that a 200 with this body gives."""
+    api.post(CHAT_URL, body=body)
+    return client.chat(HELLO)
+
+
 class TestCompletion:
     def test_fields(self, api: RequestsMock, client: MistralClient) -> None:
         api.post(CHAT_URL, json=completion("Hi", model="mistral-small-2603"), status=299)
-        result = client.chat(HELLO)
-        assert (result.content, result.model) == ("Hi", "mistral-small-2603")
-        assert (result.finish_reason, result.usage) == ("stop", Usage(4, 36, 40))
+        assert client.chat(HELLO) == ChatCompletion(
+            content="Hi",
+            model="mistral-small-2603",
+            finish_reason="stop",
+            usage=Usage(4, 36, 40),
+            limits=Limits(),
+            tool_calls=(),
+        )
 
     @pytest.mark.parametrize(
-        ("message", "text"),
+        ("content", "text"),
         [
-            ({"content": ""}, ""),
-            ({"content": []}, ""),
-            ({"content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
-             "Hello"),
-            ({"content": [{"type": "thinking", "text": "Hm"}, {"type": "text", "text": "Hello"}]},
-             "Hello"),
-            ({"content": None, "tool_calls": [{"id": "1"}]}, ""),
+            ("", ""),
+            (None, ""),
+            ([], ""),
+            ([{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}], "Hello"),
+            ([{"type": "thinking", "text": "Hm"}, {"type": "text", "text": "Hello"}], "Hello"),
+            (["Hi", {"type": "text", "text": 5}, {"type": "text"}, {"type": "text", "text": "!"}],
+             "!"),
+            (5, ""),
+            ({"text": "Hi"}, ""),
+            ("smile \ud83d\ude00", "smile 😀"),
+            ("half a smile \ud83d", "half a smile \ufffd"),
         ],
-        ids=["empty", "no chunks", "chunks", "thinking", "tool calls"],
+        ids=ascii,
     )  # fmt: skip
     def test_text_of_every_shape_of_content(
-        self, api: RequestsMock, client: MistralClient, message: Any, text: str
+        self, api: RequestsMock, client: MistralClient, content: Any, text: str
     ) -> None:
-        api.post(CHAT_URL, body=with_message(message))
-        assert client.chat(HELLO).content == text
+        result = chat(client, api, with_message({"content": content}))
+        assert result.content == text
+        assert result.content.encode().decode() == text
+        assert result.usage == Usage(4, 36, 40)
 
-    def test_what_a_server_may_leave_out(self, api: RequestsMock, client: MistralClient) -> None:
-        body = completion("Hi")
-        body["choices"][0]["finish_reason"] = None
-        del body["usage"]
-        api.post(CHAT_URL, json=body)
-        result = client.chat(HELLO)
-        assert (result.finish_reason, result.usage, result.limits) == ("", None, Limits())
+    @pytest.mark.parametrize(
+        ("message", "finish_reason"),
+        [
+            ({"role": "assistant", "tool_calls": TOOL_CALLS}, "tool_calls"),
+            ({"role": "assistant", "content": None}, "content_filter"),
+            ({"role": "assistant", "content": None, "reasoning_content": "Hm"}, "length"),
+            ({"role": "assistant", "content": None, "refusal": "No"}, "stop"),
+            ({}, "stop"),
+            (None, "stop"),
+            ("text", "stop"),
+        ],
+        ids=str,
+    )
+    def test_a_200_without_text_is_a_completion_that_says_why(
+        self, api: RequestsMock, client: MistralClient, message: Any, finish_reason: str
+    ) -> None:
+        choice = {"index": 0, "finish_reason": finish_reason, "message": message}
+        result = chat(client, api, changed(choices=[choice]))
+        assert (result.content, result.finish_reason) == ("", finish_reason)
+        assert result.usage == Usage(4, 36, 40)
+
+    def test_tool_calls_are_those_of_the_api(
+        self, api: RequestsMock, client: MistralClient
+    ) -> None:
+        result = chat(client, api, with_message({"content": "", "tool_calls": TOOL_CALLS}))
+        assert result.tool_calls == tuple(TOOL_CALLS)
+
+    def test_what_a_server_leaves_out_is_empty(
+        self, api: RequestsMock, client: MistralClient
+    ) -> None:
+        body: dict[str, Any] = {"choices": [{"message": {"content": "Hi"}}]}
+        assert chat(client, api, json.dumps(body)) == ChatCompletion("Hi", "", "", None)
+        nothing = dict.fromkeys(["id", "model", "usage", "created", "error"])
+        choice = {"index": None, "finish_reason": None, "message": {"content": "Hi"}}
+        body = {**nothing, "choices": [choice]}
+        assert chat(client, api, json.dumps(body)) == ChatCompletion("Hi", "", "", None)
+
+    @pytest.mark.parametrize(
+        ("usage", "known"),
+        [
+            ({"prompt_tokens": 4, "completion_tokens": 36}, Usage(4, 36, 40)),
+            ({"prompt_tokens": 4, "completion_tokens": 36, "total_tokens": None}, Usage(4, 36, 40)),
+            ({"prompt_tokens": 4, "total_tokens": 4}, Usage(4, 0, 4)),
+            ({"completion_tokens": 36, "total_tokens": 40}, Usage(4, 36, 40)),
+            ({"prompt_tokens": 4, "completion_tokens": "many", "total_tokens": 3}, Usage(4, 0, 3)),
+            ({"prompt_tokens": 4.0, "completion_tokens": 36, "total_tokens": 50}, Usage(4, 36, 50)),
+            ({"prompt_tokens": 4, "completion_tokens": None, "total_tokens": None}, None),
+            ({"prompt_tokens": True, "completion_tokens": -36, "total_tokens": 40}, None),
+            ({"total_tokens": 40}, None),
+            ({}, None),
+            ("40", None),
+        ],
+        ids=str,
+    )
+    def test_usage_may_be_partial(
+        self, api: RequestsMock, client: MistralClient, usage: Any, known: Usage | None
+    ) -> None:
+        result = chat(client, api, changed(usage=usage))
+        assert (result.content, result.usage) == ("Hi", known)
+
+    @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "1e15"])
+    def test_usage_that_is_no_number_of_tokens(
+        self, api: RequestsMock, client: MistralClient, number: str
+    ) -> None:
+        body = COMPLETION.replace(": 36", f": {number}").replace(": 40", f": {number}")
+        assert chat(client, api, body).usage is None
+
+    def test_the_first_of_several_choices(self, api: RequestsMock, client: MistralClient) -> None:
+        choices = [{"index": index, "message": {"content": str(index)}} for index in (1, 0, 2)]
+        assert chat(client, api, changed(choices=["odd", *choices])).content == "0"
+
+    def test_a_byte_order_mark_and_a_broken_character(
+        self, api: RequestsMock, client: MistralClient
+    ) -> None:
+        body = b"\xef\xbb\xbf" + COMPLETION.encode().replace(b"Hi", b"Hi \xff")
+        api.post(CHAT_URL, body=body)
+        assert client.chat(HELLO).content == "Hi \ufffd"
 
     def test_models(self, api: RequestsMock, client: MistralClient) -> None:
         api.get(MODELS_URL, json={"object": "list", "data": [{"id": "a"}, {"id": "b"}]})
@@ -203,7 +306,7 @@ class TestCompletion:
 
 
 class TestValidationError:
-    """A 2xx status promises no content: each field is checked."""
+    """A 2xx status promises no content. Only what holds no answer at all is an error."""
 
     @pytest.mark.parametrize(
         ("body", "what"),
@@ -230,25 +333,81 @@ class TestValidationError:
         self, api: RequestsMock, client: MistralClient
     ) -> None:
         for body in (
-            "[]", "null", '"Hi"', '{"choices": [{"delta": {"content": "Hi"}}]}',
-            changed(choices=[]), changed(choices=None), changed(choices=["text"]),
-            with_message(None), with_message("text"), with_message({}),
-            with_message({"content": None, "tool_calls": []}), with_message({"content": 5}),
-            with_message({"content": {"text": "Hi"}}), with_message({"content": ["Hi"]}),
-            with_message({"content": [{"type": "text", "text": 5}]}),
-            changed(usage="40"), changed(usage={"prompt_tokens": 4}),
-            COMPLETION.replace(": 36", ': "many"'), COMPLETION.replace(": 36", ": NaN"),
-            COMPLETION.replace(": 36", ": 1e999"),
+            "[]", "null", '"Hi"', '{"choices": [{"delta": {"content": "Hi"}}]}', '{"object": "x"}',
+            changed(choices=[]), changed(choices=None), changed(choices={}),
+            changed(choices=["text"]), changed(choices=[{}]), changed(choices=[{"message": {}}]),
         ):  # fmt: skip
             api.post(CHAT_URL, body=body)
             with pytest.raises(APIResponseValidationError, match="JSON, but not a chat completion"):
                 client.chat(HELLO)
 
+    def test_json_whose_values_would_fill_the_memory(
+        self, api: RequestsMock, client: MistralClient
+    ) -> None:
+        """Each of its objects takes 200 bytes and more, thirty times its text."""
+        for value in ('{"":0}', "[]", '"aa",' * 4):
+            api.post(CHAT_URL, body="[" + f"{value}," * 300_000 + "0]")
+            with pytest.raises(APIResponseValidationError, match="longer than"):
+                client.chat(HELLO)
+
     def test_models(self, api: RequestsMock, client: MistralClient) -> None:
-        for body in ("[]", "{}", '{"data": null}', '{"data": ["a"]}', "<html>"):
+        for body in ("[]", "{}", '{"data": null}', '{"data": ["a"]}', '{"data": [{}]}', "<html>"):
             api.get(MODELS_URL, body=body)
             with pytest.raises(APIResponseValidationError):
                 client.models()
+
+
+UPSTREAM = {"message": "Upstream is busy", "code": 429}
+
+
+class TestErrorInA200:
+    """Gateways and servers report errors behind a status that promised an answer."""
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"error": UPSTREAM},
+            {"object": "error", "message": "Upstream is busy", "raw_status_code": 429},
+            {"errors": [UPSTREAM]},
+            {"error": UPSTREAM, "choices": None},
+            {"error": UPSTREAM, "choices": [{"index": 0, "message": {"content": ""}}]},
+            {"choices": [{"index": 0, "message": {"content": ""}, "error": UPSTREAM}]},
+            {"error": UPSTREAM,
+             "choices": [{"index": 0, "message": {"content": ""}, "finish_reason": "error"}]},
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_it_is_the_servers_own_error(
+        self, api: RequestsMock, client: MistralClient, body: Any
+    ) -> None:
+        headers = {"Retry-After": "7"}
+        api.post(CHAT_URL, json=body, headers=headers)
+        api.post(CHAT_URL, json=body, headers=headers)
+        api.get(MODELS_URL, json=body, headers=headers)
+        for call in (client.chat, lambda messages: list(client.stream(messages))):
+            with pytest.raises(RateLimitError, match="Upstream is busy") as caught:
+                call(HELLO)
+            assert caught.value.retry_after == 7
+        with pytest.raises(RateLimitError):
+            client.models()
+
+    def test_a_finish_reason_of_error(self, api: RequestsMock, client: MistralClient) -> None:
+        choice = {"index": 0, "message": {"content": "Hel"}, "finish_reason": "error"}
+        with pytest.raises(InternalServerError, match="the model stopped because of an error"):
+            chat(client, api, changed(choices=[choice]))
+
+    @pytest.mark.parametrize("nothing", [None, False, "", {}, []])
+    def test_an_empty_error_is_none(
+        self, api: RequestsMock, client: MistralClient, nothing: Any
+    ) -> None:
+        assert chat(client, api, changed(error=nothing, errors=nothing)).content == "Hi"
+
+    def test_an_error_of_another_choice_is_not_that_of_the_answer(
+        self, api: RequestsMock, client: MistralClient
+    ) -> None:
+        other = {"index": 1, "message": None, "error": UPSTREAM, "finish_reason": "error"}
+        body = changed(choices=[{"index": 0, "message": {"content": "Hi"}}, other])
+        assert chat(client, api, body).content == "Hi"
 
 
 class TestStatusError:

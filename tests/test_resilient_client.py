@@ -397,7 +397,7 @@ class TestTokenLimiter:
         [
             (raw_response("200 OK", COMPLETION.encode()), 1000 - 40),
             (raw_response("200 OK", COMPLETION.replace("usage", "bill").encode()), 1000 - ESTIMATE),
-            (raw_response("200 OK", COMPLETION.replace(": 40", ": -4").encode()), 1000),
+            (raw_response("200 OK", COMPLETION.replace(": 40", ": -4").encode()), 1000 - 40),
             (raw_response("200 OK", COMPLETION.encode(),
                           "x-ratelimit-remaining-tokens-minute: 300"), 300),
             (raw_response("400 No"), 1000),

@@ -645,8 +645,11 @@ class TestRedaction:
             raw_response("302 No", b"", f"Location: http://[{KEY}"),
             raw_response("200 OK", b"Bearer " + key),
             raw_response("200 OK", b'{"message": "%s' % key),
-            raw_response("200 OK", COMPLETION.replace(b'"Hi"', b'{"%s": 1}' % key)),
-            raw_response("200 OK", COMPLETION.replace(b": 36", b': "%s"' % key)),
+            raw_response("200 OK", b'{"error": {"message": "Bad key %s"}}' % key),
+            raw_response(
+                "200 OK", COMPLETION.replace(b"{", b'{"error": "\\u0073%s",' % key[1:], 1)
+            ),
+            raw_response("200 OK", COMPLETION.replace(b'"stop"', b'"error", "%s": 1' % key)),
             key + b"\r\n\r\n",
             b"HTTP/1.1 %s OK\r\n\r\n" % key,
             CHUNKED + key + b"\r\n",
