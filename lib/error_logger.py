@@ -15,8 +15,8 @@ Copy this file alone: it needs the standard library only.
 
 Any JSON tool reads the file: ``jq 'select(.success == false)' mistral_errors.log``.
 
-There are four small classes: Redactor hides secrets, LineWriter appends to the file,
-RequestCounter counts, and ErrorLogger combines the three.
+ErrorLogger comes first, then what it consists of: RequestCounter counts, LineWriter appends to
+the file, and Redactor hides secrets, which are listed in a table.
 
 After "Fast and flexible observability with canonical log lines" (Stripe, 2019), which puts
 all facts about a request into one line. The format is JSON Lines (jsonlines.org).
@@ -24,47 +24,22 @@ all facts about a request into one line. The format is JSON Lines (jsonlines.org
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
-import math
 import os
 import re
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
+from urllib.parse import quote, quote_plus
 
-APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # on Windows
+ERROR_ATTRIBUTES = ("status_code", "request_id", "gave_up")  # logged with an error that has them
 MAX_ERROR_TYPES = 100  # counted separately; any further type counts as "other"
-MAX_DEPTH = 8  # of nested context; anything deeper is written as text
-
-REDACTED = "[redacted]"
-UNREADABLE = "<unreadable>"
-
-SECRET_NAMES = (
-    "passwd", "password", "secret", "authorization", "api[_-]?key", "private[_-]?key",
-    "access[_-]?token", "auth[_-]?token", "bearer[_-]?token", "refresh[_-]?token",
-)  # fmt: skip
-SECRET_NAME = "|".join(SECRET_NAMES)
-SECRET_FIELD = re.compile(rf"{SECRET_NAME}|^token$", re.IGNORECASE | re.ASCII)
-_ASSIGNED = rf"""(?:{SECRET_NAME})[\w-]{{0,40}}[\\"']*\s*[:=]\s*"""
-_SCHEME = r"(?:(?:bearer|basic|digest|token)\s+)?"
-# In text, a secret is whatever follows one of these prefixes. A quoted one ends at the next quote
-# like the first: in JSON within JSON, with as many backslashes before it.
-SECRETS_IN_TEXT = [
-    re.compile(rf"({prefix}){secret}", re.IGNORECASE | re.DOTALL)
-    for prefix, secret in [
-        (rf"""{_ASSIGNED}b?(\\*["']){_SCHEME}""", r"""(?:(?!(?<!\\)\2).)+"""),  # api_key="..."
-        (rf"""{_ASSIGNED}{_SCHEME}|\bbearer\s+""", r"""[^\s"'\\,;&)}}\]]+"""),  # api_key=...
-        (r"://", r"""[^\s"'/]+(?=@)"""),  # https://user:password@host
-    ]
-]
-# A quick check: a line in lower case that does not match this matches no pattern above.
-SECRET_HINT = re.compile(rf'{SECRET_NAME}|"token"|bearer|://')
-
-_strictly_json = json.JSONEncoder(allow_nan=False).encode
 
 
 class Metrics(TypedDict):
@@ -80,17 +55,21 @@ class Metrics(TypedDict):
 class ErrorLogger:
     """Append records to ``path``, one JSON object per line.
 
-    Each record is appended by a single write. POSIX systems do not mix such writes, so many
-    threads and processes may share a file. A log that can't be written never breaks the
-    caller: the record is counted in ``dropped_records``, and one message goes to stderr. The
-    strings in ``secrets`` are redacted wherever they occur. So are bearer tokens, passwords
-    in URLs, and any field whose name looks like a secret (api_key, password...).
+    Each record is appended by a single write. POSIX systems do not mix such writes to a file on
+    a local disk, so many threads and processes may share it. A log that can't be written never
+    breaks the caller: the record is counted in ``dropped_records``, and one message goes to
+    stderr. A relative path is resolved once, so ``os.chdir`` does not move the log.
+
+    The strings in ``secrets`` are redacted wherever they occur, also URL-encoded or in Base64.
+    So are the texts in the table TEXTS_WITH_SECRETS (bearer tokens, passwords in URLs...), and
+    any field whose name looks like a secret (api_key, password...).
 
     ``alert(failure_rate)`` is called once when the failure rate of the last ``alert_window``
     requests rises above ``alert_threshold`` (0 to 1). It can be called again after the rate
     has fallen back. Until ``alert_window`` requests have been made, it is not called.
 
-    Thread-safe. Raises ValueError for a wrong argument.
+    Thread-safe. A signal handler may log, and so may a child process after a fork. Raises
+    ValueError for a wrong argument.
     """
 
     def __init__(
@@ -102,11 +81,12 @@ class ErrorLogger:
         alert_window: int = 20,
         secrets: Iterable[str] = (),
     ) -> None:
-        self.path = os.fspath(path)
+        self.path = os.path.abspath(path)
         self._alert = alert
         self._counter = RequestCounter(alert_threshold, alert_window)
         self._redactor = Redactor(secrets)
         self._writer = LineWriter(self.path)
+        _instances.add(self)
 
     def log_request(
         self,
@@ -119,13 +99,13 @@ class ErrorLogger:
 
         Raises nothing. A value in ``context`` that is not valid JSON is written as text.
         """
-        record = {
-            "timestamp": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            "type": type,
-            "success": success,
-            "error": None if error is None else _error_fields(error),
-            "context": {} if context is None else context,
-        }
+        record = Fields(
+            timestamp=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            type=type,
+            success=success,
+            error=None if error is None else _error_fields(error),
+            context={} if context is None else context,
+        )
         line = self._redactor.to_json(record)
         failure_rate = self._counter.count(success, error)
         problem = self._writer.append(line)
@@ -146,95 +126,58 @@ class ErrorLogger:
         """Return a consistent copy of the counts."""
         return self._counter.metrics()
 
+    def _renew_locks(self) -> None:
+        """Start with locks that nobody holds: a child process lacks the threads that held them."""
+        self._counter.renew_lock()
+        self._writer.renew_lock()
+
     def __repr__(self) -> str:
         return f"ErrorLogger({self.path!r}, dropped_records={self.dropped_records})"
 
 
-class Redactor:
-    """Turn any value into JSON without secrets. Thread-safe."""
+_instances: weakref.WeakSet[ErrorLogger] = weakref.WeakSet()
 
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
-        encodings = {text for secret in secrets for text in _encodings(secret)}
-        self._secrets = sorted(encodings, key=len, reverse=True)  # the longest is replaced first
-        self._secrets_in_json = [json.dumps(text)[1:-1] for text in self._secrets]
 
-    def to_json(self, value: Any) -> str:
-        """Return the value as one line of ASCII JSON, redacted."""
-        with contextlib.suppress(Exception):
-            line = _strictly_json(value)
-            hint = SECRET_HINT.search(line.lower())
-            if not hint and not any(secret in line for secret in self._secrets_in_json):
-                return line  # plain JSON without secrets needs no copy
-        return json.dumps(self.clean(value))
+def _after_fork_in_child() -> None:
+    for logger in _instances:
+        logger._renew_locks()
 
-    def clean(self, value: Any, depth: int = 0) -> Any:
-        """Return a redacted copy of the value; anything that is not valid JSON becomes text."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Fields(dict[str, Any]):
+    """Fields of a record whose names are ours: a secret can only be in their values."""
+
+
+def _error_fields(error: BaseException) -> Fields:
+    """Return an error's class, its message and the ERROR_ATTRIBUTES, None where it lacks one."""
+    fields = Fields({"class": _class_name(error), "message": _safe_str(error)})
+    for name in ERROR_ATTRIBUTES:
         try:
-            if isinstance(value, str):
-                return self._redact(value)
-            if value is None or isinstance(value, bool):
-                return value
-            if isinstance(value, int) and value.bit_length() <= 1024:
-                return int(value)
-            if isinstance(value, float) and math.isfinite(value):
-                return float(value)
-            if isinstance(value, Mapping) and depth < MAX_DEPTH:
-                return dict(self._clean_item(*item, depth + 1) for item in value.items())
-            if isinstance(value, (list, tuple, set, frozenset)) and depth < MAX_DEPTH:
-                return [self.clean(item, depth + 1) for item in value]
-            return self._redact(_safe_str(value))
+            fields[name] = getattr(error, name, None)
         except Exception:
-            return UNREADABLE
-
-    def _clean_item(self, key: Any, value: Any, depth: int) -> tuple[str, Any]:
-        name, cleaned = _safe_str(key), self.clean(value, depth)
-        if SECRET_FIELD.search(name) and cleaned not in (None, False, True, ""):
-            cleaned = REDACTED
-        return self._redact(name), cleaned
-
-    def _redact(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, REDACTED)
-        for pattern in SECRETS_IN_TEXT:
-            text = pattern.sub(rf"\1{REDACTED}", text)
-        return text
+            fields[name] = None
+    return fields
 
 
-class LineWriter:
-    """Append lines of ASCII to a file, each with one write. Thread-safe."""
+def _class_name(error: BaseException) -> str:
+    return error.__class__.__name__
 
-    def __init__(self, path: str) -> None:
-        self.dropped_records = 0
-        self._path = path
-        self._last_line_incomplete = False
-        self._lock = threading.Lock()
 
-    def append(self, line: str) -> str:
-        """Write the line. Return the reason if this is the first failure, otherwise ""."""
-        with self._lock:
-            problem = self._write(line.encode("ascii") + b"\n")
-            if not problem:
-                return ""
-            self.dropped_records += 1
-            return problem if self.dropped_records == 1 else ""
+def _safe_str(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:
+        return UNREADABLE
 
-    def _write(self, line: bytes) -> str:
-        if self._last_line_incomplete:
-            line = b"\n" + line  # the disk was full, so the last line was cut short
-        try:
-            # The file is opened for each record: if it was rotated or deleted, it is recreated.
-            file = os.open(self._path, APPEND, 0o666)
-            try:
-                written = os.write(file, line)
-            finally:
-                os.close(file)
-        except (OSError, ValueError) as error:
-            return getattr(error, "strerror", None) or str(error)
-        if written == len(line):
-            self._last_line_incomplete = False
-            return ""
-        self._last_line_incomplete = written > 0 or self._last_line_incomplete
-        return "the disk is full"
+
+def _print_err(sentence: str) -> None:
+    """Print a sentence on stderr. Do nothing if that fails, or if there is no stderr."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(sentence, file=sys.stderr)
 
 
 class RequestCounter:
@@ -253,7 +196,11 @@ class RequestCounter:
         self._successful = 0
         self._failed = 0
         self._errors_by_type: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Start with a lock that nobody holds."""
+        self._lock = threading.RLock()
 
     def count(self, success: bool, error: BaseException | None) -> float | None:
         """Count one request. Return the failure rate if it just rose above the threshold."""
@@ -290,37 +237,263 @@ class RequestCounter:
             }
 
 
-def _error_fields(error: BaseException) -> dict[str, Any]:
-    """Return an error's class, message, HTTP status and request ID (for the API's support)."""
-    fields: dict[str, Any] = {"class": _class_name(error), "message": _safe_str(error)}
-    for name in ("status_code", "request_id"):
+APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+APPEND |= getattr(os, "O_BINARY", 0)  # on Windows
+APPEND |= getattr(os, "O_NONBLOCK", 0)  # a named pipe that nobody reads is an error, not a wait
+
+
+class LineWriter:
+    """Append lines of ASCII to a file, each with one write. Thread-safe."""
+
+    def __init__(self, path: str) -> None:
+        self.dropped_records = 0
+        self._path = path
+        self._end = -1  # where our last line ended in the file; -1 if it was cut short
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Start with a lock that nobody holds."""
+        self._lock = threading.RLock()
+
+    def append(self, line: str) -> str:
+        """Write the line. Return the reason if this is the first failure, otherwise ""."""
+        with self._lock:
+            problem = self._write(line.encode("ascii") + b"\n")
+            if not problem:
+                return ""
+            self.dropped_records += 1
+            return problem if self.dropped_records == 1 else ""
+
+    def _write(self, line: bytes) -> str:
         try:
-            fields[name] = getattr(error, name, None)
+            # The file is opened for each record: if it was rotated or deleted, it is recreated.
+            file = os.open(self._path, APPEND, 0o666)
+            try:
+                written = os.write(file, line)
+                if self._continues_a_cut_line(file, written):
+                    written = os.write(file, line)
+            finally:
+                os.close(file)
+        except (OSError, ValueError) as error:
+            return getattr(error, "strerror", None) or str(error)
+        if written < len(line):
+            self._end = -1
+            return "the disk is full"
+        return ""
+
+    def _continues_a_cut_line(self, file: int, written: int) -> bool:
+        """Return True if a crash or a full disk had cut the line before the one just written."""
+        with contextlib.suppress(OSError, ValueError):  # a pipe, the first line, not readable
+            end_of_last, self._end = self._end, os.lseek(file, 0, os.SEEK_CUR)
+            start = self._end - written
+            if start != end_of_last:  # another process has written, or this is our first line
+                with open(self._path, "rb") as log:
+                    log.seek(start - 1)
+                    return log.read(1) not in (b"", b"\n")
+        return False
+
+
+# What is a secret: a list of names, and a table of texts.
+
+SECRET_NAMES = (
+    "passw(?:or)?d", "passphrase", "secret", "authorization", "cookie", "credential",
+    "(?:api|access|private)[ _-]?key", "(?<![a-z])id[_-]?token",
+    "(?:api|access|auth|bearer|refresh|security|session)[ _-]?token",
+)  # fmt: skip
+SECRET_FIELD = re.compile("|".join([*SECRET_NAMES, "^token$"]), re.IGNORECASE)
+
+NAME = rf"""(?:{"|".join(SECRET_NAMES)}|(?<=["'])token)[\w-]{{0,40}}"""
+QUOTE = r"""\\*["']"""  # in JSON within JSON, backslashes come before a quote
+OPEN = r"""(?:b?\\*(?P<quote>["']))?"""
+# Up to the closing quote if there is an opening one, otherwise a word.
+VALUE = r"""(?(quote)(?:(?!(?P=quote))[^\\]|\\.)+|[^\s"'\\,;&)}\]]+)"""
+
+
+class TextWithSecret(NamedTuple):
+    """An example, in which ``{}`` is the secret, and patterns: what is before it, and itself."""
+
+    example: str
+    before: str
+    secret: str
+
+
+TEXTS_WITH_SECRETS = (
+    TextWithSecret("Bearer {}", r"\bbearer\s+", r"""[^\s"'\\,;&)}\]]+"""),
+    TextWithSecret("Basic {}", r"\bbasic\s+", r"(?=[a-z]*[0-9+/=])[a-z0-9+/]{8,}=*"),
+    TextWithSecret("Cookie: a=1; b={}", r"\b(?:authorization|cookie):\s*", r"""[^\s"'].*"""),
+    TextWithSecret('api_key = "{}"', rf"{NAME}(?:{QUOTE})?\s*(?:[:=]|%3D)\s*{OPEN}", VALUE),
+    TextWithSecret("API key provided: {}", rf"{NAME} (?:is|provided):?\s*{OPEN}", VALUE),
+    TextWithSecret("('x-api-key', '{}')", rf"{NAME}{QUOTE},\s*(?!{QUOTE}value){OPEN}", VALUE),
+    TextWithSecret(
+        '{"name": "X-Api-Key", "value": "{}"}',
+        rf"{NAME}{QUOTE},\s*{QUOTE}value{QUOTE}:\s*{OPEN}",
+        VALUE,
+    ),
+    TextWithSecret("--api-key {}", rf"(?<![\w-])--[\w-]{{0,40}}{NAME}\s+{OPEN}", VALUE),
+    TextWithSecret("?key={}", r"[?&](?:key|token|sig|signature)=", r"""[^\s"'&#]+"""),
+    TextWithSecret("https://user:{}@host", r"://[^\s/:@]*:(?!\d+/)", r"(?:(?!://)\S)+(?=@)"),
+    TextWithSecret("https://{}@host", r"://", r"(?:(?!://)[^\s/])+(?=@)"),
+    TextWithSecret("sk-proj-{}", r"\b(?:sk-|[rs]k_)", r"[\w-]{16,}"),  # OpenAI, Stripe
+    TextWithSecret("AIza{}", r"\bAIza", r"[\w-]{20,}"),  # Google
+    TextWithSecret("AKIA{}", r"\bA[KS]IA", r"[A-Z0-9]{16,}"),  # AWS
+    TextWithSecret("ghp_{}", r"\b(?:gh[ops]|github_pat|hf)_", r"\w{20,}"),  # GitHub, Hugging Face
+    TextWithSecret("glpat-{}", r"\bglpat-", r"[\w-]{20,}"),  # GitLab
+    TextWithSecret("xoxb-{}", r"\bxox[a-z]-", r"[\w-]{10,}"),  # Slack
+    TextWithSecret("eyJ{}.eyJ{}.{}", r"(?<![\w-])eyJ", r"[\w-]+(?:\.[\w-]+)+"),  # JSON Web Token
+    TextWithSecret(
+        "-----BEGIN PRIVATE KEY-----\n{}",
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+        r"(?s:.+?)(?=-----END|\Z)",
+    ),
+)
+PATTERNS = [
+    re.compile(rf"(?P<before>{row.before})(?!\[redacted)(?:{row.secret})", re.IGNORECASE | re.ASCII)
+    for row in TEXTS_WITH_SECRETS
+]
+# A text in lower case without any of these matches no pattern, and is no secret's name.
+HINTS = (
+    "key", "token", "pass", "secret", "authorization", "cookie", "credential", "bearer", "basic",
+    "?sig", "&sig", "://", "sk-", "sk_", "rk_", "aiza", "akia", "asia", "gho_", "ghp_", "ghs_",
+    "github_pat_", "hf_", "glpat-", "xox", "eyj",
+)  # fmt: skip
+
+REDACTED = "[redacted]"
+UNREADABLE = "<unreadable>"
+NUMBERS = (int, float, type(None))
+CONTAINERS = (Mapping, list, tuple, set, frozenset)
+OMITTED = "..."  # in place of a container within itself, or beyond these limits
+MAX_DEPTH = 8  # of nested context
+MAX_CONTAINERS = 1000  # in one value
+
+_strictly_json = json.JSONEncoder(allow_nan=False).encode
+
+
+class Redactor:
+    """Turn any value into JSON without secrets. Thread-safe.
+
+    Raises ValueError for a secret that is not a non-empty string.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        forms = {form for secret in _checked(secrets) for form in _encodings(secret)}
+        longest_first = sorted(forms, key=len, reverse=True)
+        self._given = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._hints = (*HINTS, *(json.dumps(form)[1:-1].lower() for form in forms))
+
+    def to_json(self, value: Any) -> str:
+        """Return the value as one line of ASCII JSON; anything that is not valid JSON is text."""
+        with contextlib.suppress(Exception):
+            line = _strictly_json(value)
+            lowered = line.lower()
+            if not any(hint in lowered for hint in self._hints):
+                return line  # nothing in it looks like a secret
+        return json.dumps(_Copier(self.redact).copy(value))
+
+    def redact(self, text: str) -> str:
+        """Return the text with every secret in it replaced."""
+        text = self._given.sub(REDACTED, text)
+        for pattern in PATTERNS:
+            text = pattern.sub(rf"\g<before>{REDACTED}", text)
+        return text
+
+
+class _Copier:
+    """Makes one redacted copy of a value."""
+
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        self._redact = redact
+        self._entered: list[int] = []  # the ids of the containers around the current value
+        self._containers = 0
+
+    def copy(self, value: Any) -> Any:
+        try:
+            if isinstance(value, str):
+                return self._redact(value)
+            if isinstance(value, CONTAINERS):
+                return self._copy_container(value)
+            if isinstance(value, NUMBERS):
+                with contextlib.suppress(ValueError):  # NaN
+                    return json.loads(_strictly_json(value))
+            return self._redact(str(value))
         except Exception:
-            fields[name] = None
-    return fields
+            return UNREADABLE
+
+    def _copy_container(self, value: Any) -> Any:
+        self._containers += 1
+        is_within_itself = id(value) in self._entered
+        is_too_deep = len(self._entered) >= MAX_DEPTH
+        if is_within_itself or is_too_deep or self._containers > MAX_CONTAINERS:
+            return OMITTED
+        copy = self._copy_mapping if isinstance(value, Mapping) else self._copy_items
+        self._entered.append(id(value))
+        copied = copy(value)
+        self._entered.pop()
+        return copied
+
+    def _copy_mapping(self, value: Mapping[Any, Any]) -> dict[str, Any]:
+        names_a_secret = "value" in value and any(map(_is_secret_name, value.values()))
+        redact_name = str if isinstance(value, Fields) else self._redact
+        copied = {}
+        for key, item in value.items():
+            name, cleaned = _safe_str(key), self.copy(item)
+            if SECRET_FIELD.search(name) or (names_a_secret and name == "value"):
+                cleaned = _hide(cleaned)
+            copied[redact_name(name)] = cleaned
+        return copied
+
+    def _copy_items(self, value: Iterable[Any]) -> list[Any]:
+        """Copy a sequence; in ``("api_key", x)`` and ``["--api-key", x]``, x is a secret."""
+        items = list(value)
+        copied = [self.copy(item) for item in items]
+        for number, name in enumerate(items[:-1], 1):
+            if _is_secret_name(name) and (len(items) == 2 or name[0] == "-"):
+                copied[number] = _hide(copied[number])
+        return copied
+
+
+def _is_secret_name(value: Any) -> bool:
+    return isinstance(value, (str, bytes)) and bool(SECRET_FIELD.search(_safe_str(value[:60])))
+
+
+def _hide(value: Any) -> Any:
+    """Redact a secret, but not a value that says only whether there is one."""
+    return value if value in (None, False, True, "") else REDACTED
+
+
+def _checked(secrets: Iterable[str]) -> list[str]:
+    given = [""] if isinstance(secrets, str) else list(secrets)
+    if not all(isinstance(secret, str) and secret for secret in given):
+        raise ValueError(
+            "secrets must be a list of non-empty strings (what came may be secret: not shown)"
+        )
+    return given
 
 
 def _encodings(secret: str) -> set[str]:
-    """Return the forms a secret may take: plain, in a repr, in JSON, in JSON within JSON."""
-    json_text = json.dumps(secret)
-    inner = {repr(secret)[1:-1], ascii(secret)[1:-1], json_text[1:-1], json.dumps(json_text)[3:-3]}
-    return {text for text in {secret, *inner} if text}
+    """Return the forms that a secret may take: in code, JSON, JSON within JSON, URLs, Base64."""
+    in_json = json.dumps(secret)
+    in_url = quote(secret, safe="", errors="replace")
+    return {
+        secret,
+        repr(secret)[1:-1],
+        ascii(secret)[1:-1],
+        in_json[1:-1],
+        in_json[1:-1].replace("/", "\\/"),
+        json.dumps(in_json)[3:-3],
+        in_url,
+        re.sub("%..", lambda byte: byte[0].lower(), in_url),
+        quote(secret, errors="replace"),
+        quote_plus(secret, errors="replace"),
+        *_base64_forms(secret.encode("utf-8", "replace")),
+    }
 
 
-def _class_name(error: BaseException) -> str:
-    return error.__class__.__name__
-
-
-def _safe_str(value: Any) -> str:
-    try:
-        return str(value)
-    except Exception:
-        return UNREADABLE
-
-
-def _print_err(sentence: str) -> None:
-    """Print a sentence on stderr. Do nothing if that fails, or if there is no stderr."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            print(sentence, file=sys.stderr)
+def _base64_forms(secret: bytes) -> list[str]:
+    """Return what Base64 makes of a secret, whatever stands before and after it."""
+    forms = []
+    for bytes_before, unsure in ((0, 0), (1, 2), (2, 3)):  # characters that depend on them
+        encoded = base64.b64encode(bytes(bytes_before) + secret).decode()
+        form = encoded[unsure : (bytes_before + len(secret)) * 8 // 6]
+        if len(form) >= 6:  # a shorter one would occur by chance
+            forms += [form, form.replace("+", "-").replace("/", "_")]
+    return forms

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
+import re
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -13,14 +16,16 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
-from lib.error_logger import ErrorLogger, Metrics
+from lib.error_logger import TEXTS_WITH_SECRETS, ErrorLogger, Metrics
 from lib.errors import RateLimitError
-from support import finish, interrupt_everywhere, run_in_threads, start
+from support import finish, interrupt_everywhere, run, run_in_threads, start
 
-SECRET = "sk-51d0c0de"
+SECRET = "Qd51d0c0deZx9Rk77UwPv3"
+on_posix = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX system")
 
 
 @pytest.fixture
@@ -48,6 +53,10 @@ def logged(path: Path, *arguments: Any, **settings: Any) -> dict[str, Any]:
     """What ``log_request(*arguments)`` writes."""
     ErrorLogger(path, **settings).log_request(*arguments)
     return records_in(path)[-1]
+
+
+def context_of(path: Path, context: Any, **settings: Any) -> Any:
+    return logged(path, "chat", True, None, context, **settings)["context"]
 
 
 def text_of(value: Any) -> str:
@@ -94,12 +103,9 @@ class UnusableMapping(dict[str, Any]):
     __repr__ = __str__
 
 
-CIRCLE: list[object] = []
-CIRCLE.append(CIRCLE)
 DEEP: list[object] = []
 for _ in range(50_000):
     DEEP = [DEEP]
-
 
 ANY_VALUES: list[Any] = [
     'a\nb\r\n{"type": "forged"}\u2028\x85\x00\x1b[31m\x7f\ud800\U0001f600"\'\\',
@@ -109,7 +115,6 @@ ANY_VALUES: list[Any] = [
     {1},
     object(),
     UnprintableError(),
-    CIRCLE,
     DEEP,
     MappingProxyType({(1, 2): 3, None: 4, 5: 6}),
     10**5000,
@@ -120,6 +125,7 @@ ANY_VALUES: list[Any] = [
 class TestRecord:
     def test_it_says_when_what_and_how_it_ended(self, path: Path) -> None:
         error = RateLimitError(429, "Rate limit exceeded", request_id="abc")
+        error.gave_up = "attempts exhausted"  # type: ignore[attr-defined]
         record = logged(path, "chat", False, error, {"model": "mistral-small-latest"})
         written = datetime.fromisoformat(record.pop("timestamp"))
         assert written.utcoffset() == timedelta(0)
@@ -132,6 +138,7 @@ class TestRecord:
                 "message": "Rate limit exceeded",
                 "status_code": 429,
                 "request_id": "abc",
+                "gave_up": "attempts exhausted",
             },
             "context": {"model": "mistral-small-latest"},
         }
@@ -140,16 +147,10 @@ class TestRecord:
         record = logged(path, "chat", True)
         assert (record["success"], record["error"], record["context"]) == (True, None, {})
 
-    def test_it_is_appended_to_an_existing_file(self, path: Path) -> None:
-        path.write_text('{"type": "earlier"}\n')
-        logged(path, "later", True)
-        assert types_in(path) == ["earlier", "later"]
-
     @pytest.mark.parametrize("secrets", [[], ["odd"]], ids=["plain", "redacted"])
     def test_json_values_in_the_context_are_kept(self, path: Path, secrets: list[str]) -> None:
         context = {"text": "é\u2028\U0001f600\n\"'\\", "list": [1, 2.5, None, True], "a": {"b": {}}}
-        record = logged(path, "odd", True, None, context, secrets=secrets)
-        assert record["context"] == context
+        assert logged(path, "odd", True, None, context, secrets=secrets)["context"] == context
 
     @pytest.mark.parametrize("value", ANY_VALUES, ids=lambda value: type(value).__name__)
     def test_no_value_breaks_a_line_or_the_caller(self, value: Any, path: Path) -> None:
@@ -159,13 +160,6 @@ class TestRecord:
         logger.log_request("chat", False, with_attributes(status_code=value, request_id=value))
         logger.log_request(value, True, None, value)
         assert len(records_in(path)) == 4
-        assert path.stat().st_size < 5000  # however deep or endless the value is
-
-    def test_what_is_nested_too_deep_is_written_as_text(self, path: Path) -> None:
-        context = {"a": {"b": {"c": {"d": {"e": {"f": {"g": {}}}}}}}, "list": [[[[[[[]]]]]]]}
-        written = logged(path, "odd", True, None, context, secrets=["odd"])["context"]
-        assert written["a"] == {"b": {"c": {"d": {"e": {"f": {"g": "{}"}}}}}}
-        assert written["list"] == [[[[[["[]"]]]]]]
 
     def test_an_error_that_cannot_be_read_is_logged_by_its_class(self, path: Path) -> None:
         error = logged(path, "chat", False, UnprintableError())["error"]
@@ -173,11 +167,41 @@ class TestRecord:
         assert (error["message"], error["status_code"]) == ("<unreadable>", None)
 
 
+class TestCycles:
+    def test_a_container_within_itself_is_written_once(self, path: Path) -> None:
+        tree: dict[str, Any] = {"name": "root", "children": []}
+        tree["children"] = [{"name": "leaf", "parent": tree}, {"name": "leaf", "parent": tree}]
+        leaf = {"name": "leaf", "parent": "..."}
+        assert context_of(path, tree) == {"name": "root", "children": [leaf, leaf]}
+
+    def test_one_that_occurs_twice_is_written_twice(self, path: Path) -> None:
+        shared = [object]
+        assert context_of(path, {"a": shared, "b": shared}) == {
+            "a": [str(object)],
+            "b": [str(object)],
+        }
+
+    def test_nodes_that_all_know_each_other_take_a_line_of_bounded_length(self, path: Path) -> None:
+        nodes: list[dict[str, Any]] = [{} for _ in range(30)]
+        for node in nodes:
+            node["peers"] = list(nodes)
+        context_of(path, {"nodes": nodes})
+        assert path.stat().st_size < 100_000
+
+    def test_what_is_nested_deeper_than_eight_levels_is_left_out(self, path: Path) -> None:
+        deep: dict[str, Any] = {}
+        for _ in range(20):
+            deep = {"a": deep}
+        written = text_of(context_of(path, {"deep": deep, "object": object()}))
+        assert 5 <= written.count("a\n") <= 8
+        assert written.splitlines()[-3] == "..."
+
+
 WRITER = """\
 import sys
 from lib.error_logger import ErrorLogger
 logger = ErrorLogger(sys.argv[1])
-for number in range(300):
+for number in range(200):
     logger.log_request(str(number), True, None, {"long": "x" * 6000})
 """
 
@@ -191,12 +215,13 @@ class TestManyWriters:
             written.append(data)
             return write(file, data)
 
+        path.write_text('{"type": "earlier"}\n')
         monkeypatch.setattr(os, "write", noted_write)
         log_outcomes(ErrorLogger(path), "sfs")
-        assert path.read_bytes().splitlines(keepends=True) == written
+        assert path.read_bytes().splitlines(keepends=True)[1:] == written
 
     def test_threads_write_one_at_a_time(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """So each thread knows whether the last line was truncated, and drops are counted."""
+        """So each thread knows whether the last line was cut, and drops are counted."""
         events, write = list[str](), os.write
 
         def slow_write(file: int, line: bytes) -> int:
@@ -210,13 +235,13 @@ class TestManyWriters:
         run_in_threads(4, lambda: log_outcomes(logger, "sf"))
         assert events == ["start", "end"] * 8
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="only POSIX keeps appends whole")
+    @on_posix
     def test_processes_that_share_a_file_lose_no_line(self, path: Path) -> None:
-        processes = [start("-c", WRITER, str(path)) for _ in range(3)]
-        assert [finish(process) for process in processes] == [(0, "", "")] * 3
-        assert sorted(types_in(path)) == sorted([str(number) for number in range(300)] * 3)
+        processes = [start("-c", WRITER, str(path)) for _ in range(2)]
+        assert [finish(process) for process in processes] == [(0, "", "")] * 2
+        assert sorted(types_in(path)) == sorted([str(number) for number in range(200)] * 2)
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="only POSIX keeps appends whole")
+    @on_posix
     def test_loggers_that_share_a_file_lose_no_line(self, path: Path) -> None:
         def write() -> None:
             logger = ErrorLogger(path)
@@ -227,10 +252,86 @@ class TestManyWriters:
         assert sorted(types_in(path)) == sorted([str(number) for number in range(20)] * 8)
 
 
+class TestPath:
+    def test_a_change_of_the_working_directory_does_not_move_the_log(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path)
+        logger = ErrorLogger()
+        monkeypatch.chdir("elsewhere")
+        logger.log_request("chat", True)
+        assert types_in(tmp_path / "mistral_errors.log") == ["chat"]
+        assert logger.path == str(tmp_path / "mistral_errors.log")
+
+    @on_posix
+    def test_a_named_pipe_gets_the_records_only_while_it_is_read(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        os.mkfifo(pipe := tmp_path / "pipe")
+        logger = ErrorLogger(pipe)
+        thread = threading.Thread(target=log_outcomes, args=(logger, "s"), daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert logger.dropped_records == 1
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        log_outcomes(logger, "f")
+        line = os.read(reader, 1000)
+        os.close(reader)
+        assert json.loads(line)["success"] is False
+        assert capfd.readouterr().err.count("can't be written") == 1
+
+    def test_a_log_that_was_rotated_away_is_created_again(self, path: Path) -> None:
+        logger = ErrorLogger(path)
+        logger.log_request("first", True)
+        path.rename(rotated := path.with_suffix(".1"))
+        logger.log_request("second", True)
+        assert types_in(rotated) + types_in(path) == ["first", "second"]
+
+
+class TestCutLine:
+    """A line that is cut short does not swallow the record after it."""
+
+    def test_one_of_a_process_that_crashed(self, path: Path) -> None:
+        path.write_bytes(b'{"type": "cut')
+        logger = ErrorLogger(path)
+        log_outcomes(logger, "sf")
+        with path.open("ab") as other_process:
+            other_process.write(b'{"type": "cut')
+        log_outcomes(logger, "f")
+        whole = [line for line in path.read_text().splitlines() if not line.startswith('{"type')]
+        assert [json.loads(line)["success"] for line in whole] == [True, False, False]
+
+    def test_one_of_our_own_on_a_full_disk(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        logger, write = ErrorLogger(path), os.write
+        logger.log_request("before", True)
+        with monkeypatch.context() as disk:
+            disk.setattr(os, "write", lambda file, line: write(file, line[:1]))
+            logger.log_request("cut", True)
+            disk.setattr(os, "write", lambda file, line: 0)
+            logger.log_request("dropped", True)
+        logger.log_request("after", True)
+        logger.log_request("later", True)
+        whole = [line for line in path.read_text().splitlines() if not line.startswith("{{")]
+        assert [json.loads(line)["type"] for line in whole] == ["before", "after", "later"]
+        assert logger.dropped_records == 2
+        assert "the disk is full" in capfd.readouterr().err
+
+    @on_posix
+    def test_a_log_that_may_only_be_written_is_written(self, path: Path) -> None:
+        path.touch(0o222)
+        log_outcomes(ErrorLogger(path), "sf")
+        path.chmod(0o666)
+        assert len(records_in(path)) == 2
+
+
 class TestDroppedRecords:
     """A log that can't be written never breaks the caller; stderr says so once."""
 
-    @pytest.mark.parametrize("name", ["", "\0", "no/such/folder", ".", "/dev/full"], ids=repr)
+    @pytest.mark.parametrize("name", ["", "\0", "no/such/folder", "/dev/full"], ids=repr)
     def test_records_that_cannot_be_written_are_counted_and_reported_once(
         self, name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
@@ -240,36 +341,19 @@ class TestDroppedRecords:
         monkeypatch.chdir(tmp_path)
         logger = ErrorLogger(name)
         log_outcomes(logger, "sss")
-        assert repr(logger) == f"ErrorLogger({name!r}, dropped_records=3)"
+        assert repr(logger) == f"ErrorLogger({logger.path!r}, dropped_records=3)"
         assert logger.metrics()["total_requests"] == 3
         out, err = capfd.readouterr()
         assert (out, err.count("\n")) == ("", 1)
-        assert f"The log {name} can't be written" in err
+        assert f"The log {logger.path} can't be written" in err
 
     def test_threads_count_every_dropped_record(
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         logger = ErrorLogger(tmp_path)  # a folder
-        run_in_threads(4, lambda: log_outcomes(logger, "s" * 15), interleaved=True)
-        assert logger.dropped_records == 60
+        run_in_threads(4, lambda: log_outcomes(logger, "s" * 8), interleaved=True)
+        assert logger.dropped_records == 32
         assert capfd.readouterr().err.count("\n") == 1
-
-    def test_a_truncated_line_does_not_corrupt_the_next_one(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        logger, write = ErrorLogger(path), os.write
-        with monkeypatch.context() as disk:
-            disk.setattr(os, "write", lambda file, line: write(file, line[:1]))
-            logger.log_request("truncated", True)
-            disk.setattr(os, "write", lambda file, line: 0)
-            logger.log_request("dropped", True)
-        logger.log_request("after", True)
-        logger.log_request("later", True)
-        truncated, *others = path.read_text().splitlines()
-        assert truncated == "{"
-        assert [json.loads(line)["type"] for line in others] == ["after", "later"]
-        assert logger.dropped_records == 2
-        assert "the disk is full" in capfd.readouterr().err
 
     def test_writing_goes_on_once_a_missing_folder_is_back(self, tmp_path: Path) -> None:
         path = tmp_path / "logs" / "errors.log"
@@ -279,13 +363,6 @@ class TestDroppedRecords:
         logger.log_request("again", True)
         assert types_in(path) == ["again"]
         assert logger.dropped_records == 1
-
-    def test_a_log_that_was_rotated_away_is_created_again(self, path: Path) -> None:
-        logger = ErrorLogger(path)
-        logger.log_request("first", True)
-        path.rename(rotated := path.with_suffix(".1"))
-        logger.log_request("second", True)
-        assert types_in(rotated) + types_in(path) == ["first", "second"]
 
     @pytest.mark.parametrize("stderr", ["missing", "closed"])
     def test_without_a_stderr_nothing_is_raised_or_printed_on_stdout(
@@ -300,6 +377,92 @@ class TestDroppedRecords:
         logger.log_request("chat", True)
         assert logger.dropped_records == 1
         assert capsys.readouterr().out == ""
+
+
+# A logger that another thread, or this one, is just using: it is stopped while it writes, and
+# while it counts (which asks for the truth of ``success``). The alarm ends a process that hangs.
+STOPPED = """\
+import os, signal, sys, threading
+from lib.error_logger import ErrorLogger
+
+class Success:
+    def __bool__(self):
+        stop()
+        return True
+
+logger, write = ErrorLogger(sys.argv[1]), os.write
+
+def stopping_write(file, line):
+    stop()
+    return write(file, line)
+
+def log_in_between(*_):
+    logger.log_request("in between", not logger.metrics()["failed"])
+"""
+LOG_IN_A_SIGNAL_HANDLER = """
+def stop():
+    os.write = write
+    signal.raise_signal(signal.SIGUSR1)
+
+signal.signal(signal.SIGUSR1, log_in_between)
+signal.alarm(10)
+logger.log_request("counting", Success())
+os.write = stopping_write
+logger.log_request("writing", True)
+"""
+LOG_AFTER_A_FORK = """
+def stop():
+    stopped.set()
+    go_on.wait()
+
+def fork_while(success):
+    thread = threading.Thread(target=logger.log_request, args=("parent", success))
+    thread.start()
+    stopped.wait()
+    pid = os.fork()
+    os.write = write
+    if not pid:
+        signal.alarm(10)
+        log_in_between()
+        os._exit(0)
+    go_on.set()
+    thread.join()
+    assert os.waitpid(pid, 0)[1] == 0
+
+stopped, go_on = threading.Event(), threading.Event()
+fork_while(Success())
+stopped, go_on, os.write = threading.Event(), threading.Event(), stopping_write
+fork_while(True)
+"""
+
+
+@on_posix
+class TestRealProgram:
+    def test_a_signal_handler_may_log_and_read_the_metrics(self, path: Path) -> None:
+        assert run("-c", STOPPED + LOG_IN_A_SIGNAL_HANDLER, str(path)) == (0, "", "")
+        assert set(types_in(path)) == {"counting", "writing", "in between"}
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+    def test_the_child_of_a_busy_process_may_log_and_read_the_metrics(self, path: Path) -> None:
+        command = ("-W", "ignore", "-c", STOPPED + LOG_AFTER_A_FORK, str(path))
+        assert run(*command) == (0, "", "")
+        assert sorted(types_in(path)) == ["in between", "in between", "parent", "parent"]
+
+    # An interruption while CPython closes a generator is printed, not raised.
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_ctrl_c_at_any_point_lets_other_threads_go_on(self) -> None:
+        logger, points = ErrorLogger(os.devnull), 0
+
+        def log_and_count() -> None:
+            logger.log_request("chat", False, TimeoutError())
+            logger.metrics()
+
+        for points in interrupt_everywhere(log_and_count):  # noqa: B007
+            thread = threading.Thread(target=log_and_count, daemon=True)
+            thread.start()
+            thread.join(10)
+            assert not thread.is_alive()
+        assert points > 40
 
 
 class TestMetrics:
@@ -358,14 +521,14 @@ class TestMetrics:
                 error = ValueError(f"error number {number}, Bearer {number}")
                 logger.log_request(f"type {number}", False, error, {"number": number})
 
-        log(100)
+        log(50)
         tracemalloc.start()
         try:
-            log(300)
+            log(200)
             snapshot = tracemalloc.take_snapshot()
         finally:
             tracemalloc.stop()
-        # Threads that wait for a child process allocate memory, too.
+        # The threads that wait for child processes allocate memory, too.
         ours = [tracemalloc.Filter(True, path) for path in ("*/error_logger.py", __file__)]
         statistics = snapshot.filter_traces(ours).statistics("filename")
         assert sum(statistic.size for statistic in statistics) < 20_000
@@ -441,18 +604,31 @@ class TestAlert:
             ErrorLogger(os.devnull, **{name: value})
 
 
-TEXTS_WITH_A_SECRET = [
+FORMS = [
     f"Authorization: Bearer {SECRET}",
     f"authorization: bearer\n\t{SECRET}",
     f"no answer, Bearer {SECRET}",
     f"Authorization: Basic {SECRET}",
     f"Authorization: Token {SECRET}",
-    f"Authorization: Digest {SECRET}",
+    f'Authorization: Digest username="a", response="{SECRET}"',
+    f"Basic {base64.b64encode(SECRET.encode()).decode()}",
+    f"Set-Cookie: a=1; session={SECRET}",
     f"https://user:{SECRET}@api.mistral.ai/v1",
     f"postgresql://{SECRET}@localhost",
     f"postgresql://user:p@{SECRET}@localhost",
+    f"postgresql://user:'/{SECRET}@localhost",
     f"GET /v1/models?api_key={SECRET}&page=2",
+    f"wss://host/ws?token={SECRET}",
+    f"https://host/v1?page=2&key={SECRET}",
+    f"https://host/blob?sig={SECRET}",
+    f"api_key%3D{SECRET}",
     f"x-api-key: {SECRET}",
+    f"Incorrect API key provided: {SECRET}.",
+    f"['tool', '--api-key', '{SECRET}'] returned 1",
+    f"tool --password {SECRET}",
+    f"Headers([('x-api-key', '{SECRET}')])",
+    repr([(b"x-api-key", SECRET.encode())]),
+    json.dumps([{"name": "x-api-key", "value": SECRET}]),
     f"Client(api_key='{SECRET}', timeout=5)",
     f'password = "{SECRET}"',
     f'password="it\'s {SECRET}"',
@@ -461,16 +637,43 @@ TEXTS_WITH_A_SECRET = [
     repr({b"api_key": SECRET.encode()}),
     repr(f"it's {{'password': 'correct horse {SECRET}'}}"),
     json.dumps({"access_token": SECRET}, separators=(",", ":")),
+    json.dumps({"token": SECRET}),
     json.dumps(json.dumps({"request": json.dumps({"client_secret": SECRET})})),
+    f"Incorrect key sk-{SECRET}",
+    f"AIza{SECRET} AKIA{SECRET} ghp_{SECRET} github_pat_{SECRET} hf_{SECRET} glpat-{SECRET}",
+    f"xoxb-{SECRET} rk_live_{SECRET}",
+    f"eyJhbGciOiJIUzI1NiJ9.eyJ{SECRET}.c2ln",
+    f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n{SECRET}\n-----END RSA PRIVATE KEY-----",
+]  # fmt: skip
+
+SECRET_FIELDS: list[dict[str, Any]] = [
+    {"api_key": SECRET},
+    {"headers": {"X-Api-Key": SECRET, "Authorization": f"Token {SECRET}", "Set-Cookie": SECRET}},
+    {"headers": [("Authorization", SECRET), (b"X-Api-Key", SECRET.encode())]},
+    {"env": [{"name": "MISTRAL_API_KEY", "value": SECRET}]},
+    {"argv": ["tool", "--api-key", SECRET, "--page", "1"]},
+    {"db_password": f'quote " backslash \\ and {SECRET}'},
+    {"token": SECRET, "id_token": SECRET, "AWS_SESSION_TOKEN": SECRET, "refreshToken": SECRET},
+    {"private-keys": [SECRET, SECRET]},
+    {"client_secret": {"value": SECRET}},
+    {"credentials": SECRET, "passphrase": SECRET},
+    {"passwd": f"\n\u2028{SECRET}"},
 ]
 
 
 class TestRedaction:
+    @pytest.mark.parametrize("row", TEXTS_WITH_SECRETS, ids=lambda row: row.example)
+    def test_each_row_of_the_table_finds_its_example(self, row: Any, path: Path) -> None:
+        text = row.example.replace("{}", SECRET)
+        message = logged(path, "chat", False, ValueError(f"{text} end"))["error"]["message"]
+        assert SECRET not in message
+        assert "[redacted]" in message
+
     def test_a_secret_in_a_text_is_redacted_wherever_it_is_logged(self, path: Path) -> None:
         logger = ErrorLogger(path)
-        for text in TEXTS_WITH_A_SECRET:
+        for text in FORMS:
             logger.log_request("chat", False, ValueError(text))
-            logger.log_request("chat", False, with_attributes(request_id=text))
+            logger.log_request("chat", False, with_attributes(request_id=text, gave_up=text))
             logger.log_request("chat", True, None, {"text": text, text: 1, "list": [{"a": text}]})
             logger.log_request("chat", True, None, {"object": ValueError(text)})
             logger.log_request(text, True)
@@ -478,57 +681,59 @@ class TestRedaction:
         assert [record for record in records if SECRET in record] == []
         assert [record for record in records if "[redacted]" not in record] == []
 
-    def test_a_field_whose_name_looks_like_a_secret_is_redacted(self, path: Path) -> None:
-        context = {
-            "api_key": SECRET,
-            "headers": {"X-Api-Key": SECRET, "Authorization": f"Token {SECRET}"},
-            "db_password": f'quote " backslash \\ and {SECRET}',
-            "token": SECRET,
-            "private-keys": [SECRET, SECRET],
-            "client_secret": {"value": SECRET},
-            "passwd": f"\n\u2028{SECRET}",
-            "refresh_token": 4711,
-        }
-        for name, value in context.items():
-            written = text_of(logged(path, "chat", True, None, {name: value, "page": "two"}))
-            assert SECRET not in written
-            assert "4711" not in written
-            assert "two" in written
+    @pytest.mark.parametrize("fields", SECRET_FIELDS, ids=str)
+    def test_a_field_whose_name_looks_like_a_secret_is_redacted(
+        self, fields: dict[str, Any], path: Path
+    ) -> None:
+        written = text_of(context_of(path, {**fields, "page": "two"}))
+        assert SECRET not in written
+        assert "two" in written
+
+    def test_a_number_is_a_secret_too(self, path: Path) -> None:
+        assert context_of(path, {"refresh_token": 4711}) == {"refresh_token": "[redacted]"}
 
     def test_anything_else_is_kept(self, path: Path) -> None:
         context = {
-            "usage": {"prompt_tokens": 4, "max_tokens": 100},
+            "usage": {"prompt_tokens": 4, "max_tokens": 100, "seconds_to_first_token": 0.25},
             "key": "value",
             "monkey": "banana",
-            "url": "https://api.mistral.ai/v1/chat/completions",
+            "pair": ["key", "value"],
+            "url": "https://api.mistral.ai:8080/v1/chat/completions?page=1",
             "mail": "ada@example.org",
             "error": "AuthenticationError",
-            "text": "the author pressed a key, it was no secret",
+            "text": "the author pressed a key, it was no secret, basic usage, task-1",
             "empty": 'Client(api_key="", host="localhost")',
             "unset": {"api_key": None, "password": "", "has_secret": True, "has_passwd": False},
+            "setting": {"name": "size", "value": 3},
+            "argv": ["tool", "--page", "1", "password"],
         }
-        assert logged(path, "chat", True, None, context)["context"] == context
+        assert context_of(path, context) == context
 
     @pytest.mark.parametrize(
-        "piece", ["api_key-", "bearer\n", "://a", "'api_key': '", " "], ids=ascii
-    )
+        "piece", ["api_key-", "bearer\n", "://a", "://a:", "'api_key': '", "eyJ-", "--", " "],
+        ids=ascii,
+    )  # fmt: skip
     def test_it_takes_no_quadratic_time(self, piece: str, path: Path) -> None:
-        """On 100,000 characters, a quadratic pattern would take a minute."""
-        text = "bearer secret: ://" + piece * (100_000 // len(piece))
-        started_at = time.monotonic()
+        """On 50,000 characters, a quadratic pattern would take many seconds."""
+        text = "bearer secret: ://" + piece * (50_000 // len(piece))
+        started_at = time.process_time()
         logged(path, "chat", False, ValueError(text), secrets=[SECRET])
-        assert time.monotonic() - started_at < 10
+        assert time.process_time() - started_at < 5
 
 
 class TestGivenSecrets:
     @pytest.mark.parametrize(
         "secret",
-        [SECRET, "\"quotes\" and 'more'", "back\\slash\\", "clé-密码-\U0001f511\tand\nline"],
+        [SECRET, "\"quotes\" and 'more'", "back\\slash/\\", "clé-密码-\U0001f511\tand\nline"],
         ids=ascii,
     )
     def test_they_are_redacted_in_every_encoding(self, secret: str, path: Path) -> None:
-        in_json = json.dumps(secret)
-        for text in (secret, repr(secret), ascii(secret), in_json, json.dumps({"a": in_json})):
+        in_json, in_url = json.dumps(secret), quote(secret, safe="")
+        in_lower_hex = re.sub("%..", lambda byte: byte[0].lower(), in_url)
+        for text in (
+            secret, repr(secret), ascii(secret), in_json, json.dumps({"a": in_json}),
+            in_json.replace("/", "\\/"), in_url, in_lower_hex, quote(secret), quote_plus(secret),
+        ):  # fmt: skip
             context = {f"rejected: {text}, sorry": [f"rejected: {text}, sorry"]}
             error = ValueError(f"rejected: {text}, sorry")
             record = logged(path, "chat", False, error, context, secrets=[secret])
@@ -537,31 +742,54 @@ class TestGivenSecrets:
                 redacted = written.removeprefix("rejected: ").removesuffix(", sorry")
                 assert redacted.strip("\"'\\{}a: ") == "[redacted]"
 
+    @pytest.mark.parametrize("before", ["", "u", "me", "you:"])
+    def test_they_are_redacted_in_base64_wherever_they_begin(self, before: str, path: Path) -> None:
+        secret = "s3cr3t/K+y=Value?>~99"
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            encoded = encode(f"{before}{secret}!".encode()).decode()
+            context = context_of(path, {"text": f"rejected: {encoded}"}, secrets=[secret])
+            assert len(context["text"].replace("[redacted]", "")) < len("rejected: ") + 12
+
     def test_of_secrets_that_begin_alike_the_longest_is_redacted_first(self, path: Path) -> None:
         error = ValueError("sk-51 sk-51d0c0de sk-51d0")
         record = logged(path, "chat", False, error, secrets=["sk-51d0", "sk-51d0c0de", "sk-51"])
         assert record["error"]["message"] == "[redacted] [redacted] [redacted]"
 
-    def test_secrets_that_look_like_json_leave_the_lines_valid(self, path: Path) -> None:
-        contexts: dict[str, dict[str, Any]] = {
-            "": {"text": "a"},
-            "12345678": {"account": 12345678},
-            "n0rthwind": {"text": "over\n0rthwind"},
-            "u00e9abc": {"text": "éabc"},
-            "\\": {"text": 'a"'},
-            "true": {"success": True},
-        }
-        for secret, context in contexts.items():
-            assert logged(path, "chat", True, None, context, secrets=[secret])["success"] is True
+    @pytest.mark.parametrize(
+        ("secret", "context"),
+        [
+            ("a", {}),
+            ("status_code", {}),
+            ("12345678", {"account": 12345678}),
+            ("n0rthwind", {"text": "over\n0rthwind"}),
+            ("u00e9abc", {"text": "éabc"}),
+            ("\\", {"text": 'a"'}),
+            ("true", {"number": 1}),
+        ],
+    )
+    def test_our_own_names_and_json_are_no_secrets(
+        self, secret: str, context: dict[str, Any], path: Path
+    ) -> None:
+        record = logged(path, "chat", True, ValueError(), context, secrets=[secret])
+        assert list(record) == ["timestamp", "type", "success", "error", "context"]
+        assert list(record["error"])[:3] == ["class", "message", "status_code"]
+        assert record["success"] is True
+        assert record["context"] == context
+
+    @pytest.mark.parametrize("secrets", ["abc", [""], [None], [b"abc"]], ids=repr)
+    def test_a_wrong_argument(self, secrets: Any) -> None:
+        with pytest.raises(ValueError, match="secrets must be a list of non-empty strings") as info:
+            ErrorLogger(os.devnull, secrets=secrets)
+        assert "abc" not in str(info.value)
 
     def test_random_records_stay_valid_and_free_of_secrets(self, path: Path) -> None:
         """They are made of what redaction and JSON could stumble over."""
         chance = random.Random(25)
         given = [SECRET, "q\"uo'te\\d", "clé", "n0rthwind"]
         pieces = [
-            *given, *TEXTS_WITH_A_SECRET, "api_key", "password", '"token"', "Bearer ", "basic ",
-            ": ", "=", '"', "'", "\\", '\\"', "\\\\", "{", "}", "[", "]", ",", "\n", "\t", " ",
-            "://", "@", "\u2028", "\ud800", "é", "n", "u00", "\x00", "0rthwind",
+            *given, *FORMS, "api_key", "password", '"token"', "Bearer ", "basic ", ": ", "=", '"',
+            "'", "\\", '\\"', "\\\\", "{", "}", "[", "]", ",", "\n", "\t", " ", "://", "@",
+            "\u2028", "\ud800", "é", "n", "u00", "\x00", "0rthwind",
         ]  # fmt: skip
 
         def text() -> str:
@@ -580,19 +808,3 @@ class TestGivenSecrets:
         records = records_in(path)
         assert len(records) == 200
         assert not [secret for secret in given if secret in text_of(records)]
-
-
-class TestInterruption:
-    # An interruption while CPython closes a generator is printed, not raised.
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-    def test_ctrl_c_at_any_point_leaves_no_lock_held(self) -> None:
-        logger, points = ErrorLogger(os.devnull), 0
-
-        def log_and_count() -> None:
-            logger.log_request("chat", False, TimeoutError())
-            logger.metrics()
-
-        for points in interrupt_everywhere(log_and_count):  # noqa: B007
-            assert not logger._counter._lock.locked()
-            assert not logger._writer._lock.locked()
-        assert points > 40

@@ -82,6 +82,7 @@ def error_fields(error: Exception) -> dict[str, Any]:
         "message": str(error),
         "status_code": getattr(error, "status_code", None),
         "request_id": getattr(error, "request_id", None),
+        "gave_up": getattr(error, "gave_up", None),
     }
 
 
