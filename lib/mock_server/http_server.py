@@ -14,12 +14,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import Any
 
-from .api import Request, Response, first_half, json_response
+from .api import Request, Response, first_half, json_response, phrase
 from .log import LoggedRequest
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -84,6 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: HTTPServer
     protocol_version = "HTTP/1.1"
+    wbufsize = 65536  # a response is sent in one piece, unless it has to wait in between
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
@@ -130,6 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Wait ``seconds``; return False if the client disconnects or the server stops first."""
         if not seconds:
             return True
+        self.wfile.flush()
         with selectors.DefaultSelector() as selector:
             selector.register(self.connection, selectors.EVENT_READ)
             return not selector.select(None if seconds == math.inf else seconds)
@@ -140,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         if response.stream:
             pieces = [b"%x\r\n%s\r\n" % (len(event), event) for event in pieces] + [b"0\r\n\r\n"]
             framing = ("Transfer-Encoding", "chunked")
-        self._send_head(response, framing)
+        self.wfile.write(self._head(response, framing))
         if response.broken:
             pieces = first_half(pieces)
         if response.seconds_per_byte:
@@ -153,19 +154,22 @@ class _Handler(BaseHTTPRequestHandler):
         self._wait_unless_closed(response.silence)
         self.close_connection = self.close_connection or response.broken
 
-    def _send_head(self, response: Response, framing: tuple[str, str]) -> None:
-        self.send_response(response.status)
-        for name, value in [*response.headers.items(), framing]:
-            self.send_header(name, value)
-        self.send_header(self.server.request_id_header, str(uuid.uuid4()))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
+    def _head(self, response: Response, framing: tuple[str, str]) -> bytes:
+        headers = [
+            ("Date", self.date_time_string()),
+            (self.server.request_id_header, str(uuid.uuid4())),
+            *response.headers.items(),
+            framing,
+            *([("Connection", "close")] if self.close_connection else []),
+        ]
+        lines = [f"HTTP/1.1 {response.status} {phrase(response.status)}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Send http.server's own errors in the API's shape, without repeating the request."""
         self.close_connection = True
-        self._send(json_response(code, {"detail": HTTPStatus(code).phrase}))
+        self._send(json_response(code, {"detail": phrase(code)}))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: the mock server has its own log, which contains no headers."""
