@@ -6,8 +6,11 @@ import contextlib
 import dis
 import itertools
 import os
+import pickle
 import random
 import re
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import pytest
 
@@ -210,6 +213,67 @@ class _Interruption:
         if self._points_left == 0:
             self.happened = True
             raise KeyboardInterrupt
+
+
+def returns_when_interrupted(call: Callable[[], object], handler: Callable[[], object]) -> bool:
+    """Run ``call`` and, before each step of lib's code in it, ``handler``, as a signal would.
+
+    Return whether it ends: if the handler needs a lock that ``call`` holds, it never does.
+    """
+
+    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        if not frame.f_code.co_filename.startswith(str(ROOT / "lib")):
+            return None
+        frame.f_trace_opcodes = True
+        handler()  # not traced itself: Python switches tracing off meanwhile
+        return trace
+
+    def work() -> None:
+        sys.settrace(trace)
+        call()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(timeout=10)
+    return not thread.is_alive()
+
+
+@contextlib.contextmanager
+def busy_thread(work: Callable[[], object]) -> Iterator[None]:
+    """Do the work again and again in another thread."""
+    stopping = threading.Event()
+
+    def run() -> None:
+        while not stopping.is_set():
+            work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def in_forked_child(job: Callable[[], T], timeout: float = 10) -> T:
+    """Fork, run the job in the child and return its result. Raises TimeoutError if it hangs."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, pickle.dumps(job()))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as result:
+        ended = select.select([result], [], [], timeout)[0]
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if not ended:
+            raise TimeoutError("the forked child hangs")
+        return cast("T", pickle.load(result))
 
 
 class StartTimes:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import gc
+import itertools
 import logging
 import math
+import os
 import random
+import re
 import threading
 import time
 import traceback
+import weakref
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from conftest import Call, FakeClock
-from lib.retry import Retrier, RetryBudget
-from support import interrupt_everywhere, run_in_threads
+from lib.retry import Retrier, RetryBudget, jitter_random
+from support import (
+    busy_thread,
+    in_forked_child,
+    interrupt_everywhere,
+    returns_when_interrupted,
+    run_in_threads,
+)
 
 
 class TransientError(Exception):
@@ -48,6 +62,24 @@ class Failing:
 
 def always_fails() -> None:
     raise TransientError
+
+
+def generator() -> Iterator[str]:
+    yield "first"
+    yield "second"
+
+
+async def async_generator() -> AsyncIterator[str]:
+    yield "first"
+
+
+async def never_runs(*arguments: object) -> bool:
+    raise AssertionError
+
+
+class AsyncCallable:
+    async def __call__(self, *arguments: object) -> bool:
+        raise AssertionError
 
 
 def unlimited() -> RetryBudget:
@@ -102,7 +134,7 @@ class TestBackoff:
 
 class TestJitter:
     def test_full_jitter_spreads_each_wait_from_zero_to_its_ceiling(self, clock: FakeClock) -> None:
-        random.seed(20)
+        jitter_random.seed(20)
         retrier = Retrier(max_attempts=3, base_delay=4, budget=unlimited())
         for _ in range(400):
             retrier.call(Failing(TransientError(), TransientError()))
@@ -113,7 +145,7 @@ class TestJitter:
 
     def test_jitter_spreads_the_waits_at_max_delay_too(self, clock: FakeClock) -> None:
         """Jitter that is added before the cap vanishes there: all clients come back together."""
-        random.seed(21)
+        jitter_random.seed(21)
         with pytest.raises(TransientError):
             Retrier(max_attempts=1000, max_delay=30, budget=unlimited()).call(always_fails)
         at_the_cap = clock.waits[5:]
@@ -123,10 +155,26 @@ class TestJitter:
 
 
 class TestRetryAfter:
-    def test_it_takes_precedence_over_the_backoff(self, call: Call, clock: FakeClock) -> None:
-        retrier = Retrier(max_retry_after=60, max_delay=30)
-        call(retrier, Failing(TransientError(0), TransientError(60.0)))
-        assert clock.waits == [0, 60]
+    @pytest.mark.parametrize(("retry_after", "wait"), [(0, 2), (1.5, 2), (60.0, 60)])
+    def test_without_jitter_the_longer_of_it_and_the_backoff_is_waited(
+        self, retry_after: float, wait: float, call: Call, clock: FakeClock
+    ) -> None:
+        retrier = Retrier(base_delay=2, max_retry_after=60, jitter=False)
+        call(retrier, Failing(TransientError(retry_after)))
+        assert clock.waits == [wait]
+
+    @pytest.mark.parametrize("retry_after", [0, 2, 60])
+    def test_it_is_the_earliest_moment_and_the_jitter_comes_on_top(
+        self, retry_after: float, clock: FakeClock
+    ) -> None:
+        """Otherwise all clients that got the same header come back in the same millisecond."""
+        jitter_random.seed(22)
+        retrier = Retrier(base_delay=4, budget=unlimited())
+        for _ in range(400):
+            retrier.call(Failing(TransientError(retry_after)))
+        jitter = [wait - retry_after for wait in clock.waits]
+        assert 0 <= min(jitter) < 0.2
+        assert 3.8 < max(jitter) <= 4
 
     def test_one_that_is_too_long_is_not_waited_for(self, call: Call, clock: FakeClock) -> None:
         operation = Failing(TransientError(60.001))
@@ -217,28 +265,48 @@ class TestRetryBudget:
         assert Retrier(budget=shared).budget is shared
         assert Retrier().budget is not Retrier().budget
 
-    def test_a_service_that_is_down_gets_one_retry_every_two_seconds(
+    def test_a_service_that_is_down_gets_ten_retries_and_one_every_50_seconds(
         self, clock: FakeClock
     ) -> None:
-        """With the default budget, and ten more at first."""
         retrier, operation = Retrier(base_delay=0), Failing(*[TransientError()] * 1000)
         for _ in range(400):
-            clock.now += 0.25
+            clock.now += 0.5
             with pytest.raises(TransientError):
                 retrier.call(operation)
-        assert 10 + 49 <= operation.calls - 400 <= 10 + 50
+        assert 10 + 3 <= operation.calls - 400 <= 10 + 4
 
-    def test_one_call_per_second_gets_up_to_0_6_retries_per_second(self, clock: FakeClock) -> None:
-        def call_for_ten_minutes(share_of_calls_to_retry: float) -> None:
-            retrier = Retrier(base_delay=0)
-            for number in range(600):
-                clock.now += 1
-                retry = number % 5 < 5 * share_of_calls_to_retry
-                retrier.call(Failing(*[TransientError()] * retry))
+    @pytest.mark.parametrize("failures", [1, 2])
+    def test_a_call_that_succeeds_gives_back_the_tokens_of_its_retries(
+        self, failures: int, call: Call, clock: FakeClock
+    ) -> None:
+        budget = RetryBudget(2, tokens_per_success=0, tokens_per_second=0)
+        for _ in range(5):
+            call(Retrier(budget=budget), Failing(*[TransientError()] * failures))
+        assert [budget.take() for _ in range(3)] == [True, True, False]
 
-        call_for_ten_minutes(0.6)
-        with pytest.raises(TransientError):
-            call_for_ten_minutes(0.8)
+    def test_a_call_that_fails_gives_back_none(self, call: Call, clock: FakeClock) -> None:
+        budget = RetryBudget(2, tokens_per_success=0, tokens_per_second=0)
+        with pytest.raises(PermanentError):
+            call(Retrier(budget=budget), Failing(TransientError(), PermanentError()))
+        assert [budget.take() for _ in range(2)] == [True, False]
+
+    def test_a_program_whose_service_fails_at_random_keeps_its_retries(
+        self, clock: FakeClock
+    ) -> None:
+        """Of 100 calls per second, 20 % of the attempts fail. An endless budget saves 99.2 %."""
+        failures, retrier = random.Random(1), Retrier(base_delay=0)
+
+        def operation() -> None:
+            if failures.random() < 0.2:
+                raise TransientError
+
+        succeeded = 0
+        for _ in range(5000):
+            clock.now += 0.01
+            with contextlib.suppress(TransientError):
+                retrier.call(operation)
+                succeeded += 1
+        assert succeeded >= 0.985 * 5000
 
     def test_threads_never_take_more_tokens_than_there_are(self) -> None:
         budget = RetryBudget(20, tokens_per_second=0)
@@ -313,15 +381,66 @@ class TestHooks:
             Retrier(on_wait=on_wait).call(always_fails)
         assert clock.waits == []  # a wait is reported before it begins
 
-    def test_each_wait_is_logged_at_info(
-        self, clock: FakeClock, caplog: pytest.LogCaptureFixture
+
+class TestGaveUp:
+    """The error that is raised in the end carries the reason."""
+
+    @pytest.mark.parametrize(
+        ("reason", "error", "settings"),
+        [
+            ("not retryable", ValueError(), {}),
+            ("attempts exhausted", TransientError(), {"max_attempts": 1}),
+            ("Retry-After too long", TransientError(61), {}),
+            ("total timeout", TransientError(), {"total_timeout": 0.5, "jitter": False}),
+            ("retry budget exhausted", TransientError(), {"budget": RetryBudget(0)}),
+        ],
+    )
+    def test_the_reason_is_an_attribute_of_the_error(
+        self, reason: str, error: Exception, settings: Any, call: Call
     ) -> None:
-        with caplog.at_level(logging.INFO, logger="lib.retry"):
-            Retrier(jitter=False).call(Failing(TransientError(), TransientError()))
-        assert caplog.messages == [
-            "Attempt 1 of 3 failed (TransientError: busy), waiting 1.00 s",
-            "Attempt 2 of 3 failed (TransientError: busy), waiting 2.00 s",
+        with pytest.raises(type(error)) as raised:
+            call(Retrier(**settings), Failing(error))
+        assert raised.value.gave_up == reason  # type: ignore[attr-defined]
+
+    def test_an_error_that_allows_no_attribute_is_raised_all_the_same(self, call: Call) -> None:
+        class FrozenError(Exception):
+            def __setattr__(self, name: str, value: object) -> None:
+                raise LookupError
+
+        with pytest.raises(FrozenError):
+            call(Retrier(), Failing(FrozenError()))
+
+
+class TestLogging:
+    """One line per decision: the error's class and status, not its text, a secret perhaps."""
+
+    def test_waits_and_giving_up(
+        self, call: Call, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, logger="lib.retry")
+        error = TransientError()
+        error.status_code = 503  # type: ignore[attr-defined]
+        with pytest.raises(TransientError):
+            call(Retrier(2, jitter=False), Failing(TransientError(), error))
+        assert [(record.levelname, record.message) for record in caplog.records] == [
+            ("INFO", "Waiting 1.00 s after attempt 1 of 2 (TransientError)"),
+            (
+                "INFO",
+                "Giving up after attempt 2 of 2 (TransientError, status 503): attempts exhausted",
+            ),
         ]
+
+    def test_an_error_that_has_no_text_is_logged_and_raised(
+        self, call: Call, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class BrokenError(TransientError):
+            def __str__(self) -> str:
+                raise AttributeError
+
+        caplog.set_level(logging.INFO, logger="lib.retry")
+        with pytest.raises(BrokenError):
+            call(Retrier(2), Failing(BrokenError(), BrokenError()))
+        assert len(caplog.messages) == 2
 
 
 class TestDecorator:
@@ -343,14 +462,56 @@ class TestDecorator:
         assert (ask.__name__, ask.__doc__) == ("ask", "Ask.")
         assert asyncio.iscoroutinefunction(ask_async)
 
-    def test_a_generator_function_is_rejected(self) -> None:
-        with pytest.raises(TypeError, match="decorate what it calls"):
-            Retrier()(lambda: (yield))
+    def test_an_object_with_an_async_call_is_an_async_function(self, clock: FakeClock) -> None:
+        class Model:
+            def __init__(self) -> None:
+                self.operation = Failing(TransientError())
+
+            async def __call__(self) -> str:
+                return self.operation()
+
+        assert asyncio.run(Retrier()(Model())()) == "result"
+
+    @pytest.mark.parametrize("function", [generator, async_generator])
+    def test_a_generator_function_is_rejected(self, function: Any) -> None:
+        for each in (function, functools.partial(function)):
+            with pytest.raises(TypeError, match="decorate what it calls"):
+                Retrier()(each)
+
+
+class TestNothingHasRun:
+    """An operation that only returns what would do the work is a mistake, not a success."""
 
     def test_call_rejects_an_awaitable(self) -> None:
-        """Otherwise a coroutine that was never awaited would be taken for a success."""
-        with pytest.raises(TypeError, match="use call_async"):
-            Retrier().call(asyncio.Event().wait)  # type: ignore[unused-coroutine]
+        class Request:
+            def __await__(self) -> Any:
+                yield
+
+        for operation in (asyncio.Event().wait, Request):
+            with pytest.raises(TypeError, match="an awaitable, which has not run: use call_async"):
+                Retrier().call(operation)
+
+    @pytest.mark.parametrize("operation", [generator, async_generator])
+    def test_a_generator_is_rejected(self, operation: Any, call: Call) -> None:
+        with pytest.raises(TypeError, match="a generator, which has not run: iterate over it"):
+            call(Retrier(), operation)
+
+    def test_an_async_operation_may_return_an_awaitable(self) -> None:
+        async def main() -> str:
+            async def operation() -> asyncio.Task[str]:
+                return asyncio.create_task(asyncio.sleep(0, "result"))
+
+            return await (await Retrier().call_async(operation))
+
+        assert asyncio.run(main()) == "result"
+
+    def test_a_generator_that_has_started_is_a_result(self, call: Call) -> None:
+        def stream() -> Any:
+            pieces = generator()
+            next(pieces)
+            return pieces
+
+        assert list(call(Retrier(), stream)) == ["second"]
 
 
 class TestInterruption:
@@ -385,8 +546,56 @@ class TestInterruption:
             retrier.call(Failing(TransientError()))
 
         for points in interrupt_everywhere(retry):  # noqa: B007
-            assert not retrier.budget._lock.locked()
+            assert run_in_threads(1, retrier.budget.take) == [True]
         assert points > 20
+
+
+class TestSignalHandler:
+    def test_one_that_asks_a_budget_returns_wherever_it_strikes(self) -> None:
+        budget = RetryBudget(1000)
+
+        def use() -> None:
+            budget.take()
+            budget.earn()
+
+        assert returns_when_interrupted(use, lambda: (repr(budget), budget.take()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+class TestFork:
+    def test_a_child_can_use_a_budget_that_another_thread_was_using(self) -> None:
+        budget = RetryBudget(1e9)
+        with busy_thread(budget.take):
+            assert [in_forked_child(budget.take) for _ in range(10)] == [True] * 10
+
+    def test_a_child_has_jitter_of_its_own(self) -> None:
+        jitter_random.seed(1)
+        assert in_forked_child(jitter_random.random) != in_forked_child(jitter_random.random)
+
+
+class TestMemory:
+    def test_a_call_that_ended_leaves_nothing_behind(self, clock: FakeClock) -> None:
+        class Prompt:
+            pass
+
+        def call_with_prompt(retrier: Retrier) -> weakref.ref[Prompt]:
+            prompt, attempts = Prompt(), itertools.count(1)
+
+            def ask() -> Prompt:
+                if next(attempts) == 1:
+                    raise TransientError
+                return prompt
+
+            with contextlib.suppress(TransientError):
+                retrier.call(ask)
+            return weakref.ref(prompt)
+
+        gc.disable()
+        try:
+            ended = [call_with_prompt(Retrier(attempts)) for attempts in (1, 2)]
+            assert [prompt() for prompt in ended] == [None, None]
+        finally:
+            gc.enable()
 
 
 class TestSharing:
@@ -440,6 +649,27 @@ class TestArguments:
     def test_a_wrong_argument_of_a_retrier(self, name: str, value: Any, expected: str) -> None:
         with pytest.raises(ValueError, match=f"{name} must be {expected}, got {value!r}"):
             Retrier(**{name: value})
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            (TimeoutError, "got the class TimeoutError: use lambda error: isinstance(error, Tim"),
+            ((TimeoutError, OSError), "got (<class 'TimeoutError'>, <class 'OSError'>)"),
+            (None, "got None"),
+        ],
+    )
+    def test_retry_if_must_be_a_function(self, wrong: Any, message: str) -> None:
+        expected = re.escape(f"retry_if must be a function that takes the error, {message}")
+        with pytest.raises(ValueError, match=expected):
+            Retrier(retry_if=wrong)
+
+    @pytest.mark.parametrize(
+        "name", ["retry_if", "on_attempt", "on_wait", "on_recovery", "on_give_up"]
+    )
+    def test_an_async_function_would_never_run(self, name: str) -> None:
+        for function in (never_runs, functools.partial(never_runs, 1), AsyncCallable()):
+            with pytest.raises(TypeError, match=f"{name} must be a plain function, got an async"):
+                Retrier(**{name: function})  # type: ignore[arg-type]
 
     def test_a_wrong_argument_of_a_budget(self) -> None:
         for name in ("max_tokens", "tokens_per_success", "tokens_per_second"):

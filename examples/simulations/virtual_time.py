@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from lib.retry import jitter_random
+
 T = TypeVar("T")
 
 _one_at_a_time = threading.Lock()  # time.monotonic and random belong to the whole process
@@ -20,7 +22,8 @@ def simulate(main: Callable[[], Coroutine[Any, Any, T]], *, seed: int) -> T:
     """Run ``main()`` in virtual time, which starts at 0, and return its result.
 
     Meanwhile ``time.monotonic()`` is the virtual time in this thread, and the module
-    ``random`` starts from the seed. Thread-safe: a second simulation waits for the first.
+    ``random`` and the Retrier's jitter start from the seed. Thread-safe: a second simulation
+    waits for the first.
     """
     with _one_at_a_time, contextlib.closing(VirtualTimeLoop()) as loop, _patched(loop, seed):
         try:
@@ -32,7 +35,8 @@ def simulate(main: Callable[[], Coroutine[Any, Any, T]], *, seed: int) -> T:
 @contextlib.contextmanager
 def _patched(loop: VirtualTimeLoop, seed: int) -> Iterator[None]:
     """Give this thread the loop's time, and seed the random numbers of the process."""
-    real_monotonic, random_state = time.monotonic, random.getstate()
+    real_monotonic = time.monotonic
+    random_state, jitter_state = random.getstate(), jitter_random.getstate()
     thread = threading.get_ident()
 
     def monotonic() -> float:
@@ -40,11 +44,13 @@ def _patched(loop: VirtualTimeLoop, seed: int) -> Iterator[None]:
 
     time.monotonic = monotonic
     random.seed(seed)
+    jitter_random.seed(seed)
     try:
         yield
     finally:
         time.monotonic = real_monotonic
         random.setstate(random_state)
+        jitter_random.setstate(jitter_state)
 
 
 async def _cancel_other_tasks() -> None:

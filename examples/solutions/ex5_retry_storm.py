@@ -2,7 +2,7 @@
 
 The backoff and the jitter decide when a retry is sent; the budget decides whether it is sent.
 While the service is down, no call succeeds, so the budget is soon empty. From then on, the
-service gets one retry every two seconds. If ``call`` made a new Retrier each time, each call
+service gets one retry every 50 seconds. If ``call`` made a new Retrier each time, each call
 would have a full budget of its own, and nothing would be limited.
 
 A circuit breaker with a short ``recovery_timeout`` around each attempt also ends the storm, but
