@@ -15,7 +15,7 @@ Copy this file alone: it needs the standard library only.
     ...     print(error, "-", error.last_failure)
     Circuit breaker is open - ConnectionError: the service is down
 
-       failures reach the threshold              recovery_timeout has passed
+          too many calls fail                  recovery_timeout has passed
     closed ----------------------------> open ----------------------------> half-open
       ^                                    ^                                   |  |
       |                                    +-------- the probe fails ----------+  |
@@ -35,90 +35,65 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import math
+import os
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from types import AsyncGeneratorType, GeneratorType
 from typing import Any, Literal, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 State = Literal["closed", "open", "half-open"]
 
+HALF_LIFE = 5.0  # seconds in which a past call loses half of its weight
+MIN_PROBE_TIME = 1.0  # seconds
 
-class CircuitOpenError(Exception):
-    """The circuit is open, so the call was not made.
-
-    ``retry_after`` is the seconds until the circuit lets a probe through, or 0 while a probe
-    is under way. ``last_failure`` is the text of the error that opened the circuit. The
-    error has no ``retryable`` attribute, so a Retrier does not retry it: waiting for the
-    circuit would defeat its purpose.
-    """
-
-    def __init__(self, name: str, retry_after: float, last_failure: str = "") -> None:
-        super().__init__(name, retry_after, last_failure)
-        self.name = name
-        self.retry_after = retry_after
-        self.last_failure = last_failure
-
-    def __str__(self) -> str:
-        return "Circuit breaker is open"
+_GENERATORS = (GeneratorType, AsyncGeneratorType)
+_logger = logging.getLogger(__name__)
 
 
 def is_service_failure(error: Exception) -> bool:
     """Return True if the error indicates an unhealthy service.
 
-    An error with an HTTP status (``status_code``) counts, unless the status is a 4xx: a 400,
-    401 or 404 is about the request, and a 429 means that you send too many requests. An
-    error without a status counts, unless it has ``retryable = False``.
+    An error with an HTTP status (``status_code`` or ``response.status_code``) counts, unless
+    it is a 4xx: a 400, 401 or 404 is about the request, and a 429 means that you send too
+    many requests. An error without a status counts, unless it has ``retryable = False`` or
+    comes from another breaker.
     """
-    status = getattr(error, "status_code", None)
+    status = _status(error)
     if isinstance(status, int):
         return not 400 <= status <= 499
-    return getattr(error, "retryable", True) is not False
-
-
-class _Closed:
-    """The state of a closed circuit. Each time the circuit closes, it gets a new state object.
-
-    If the state object was replaced while a call ran, the call's outcome is out of date and
-    changes nothing.
-    """
-
-    def __init__(self) -> None:
-        self.failures = 0  # consecutive
-
-
-class _Open:
-    """The state of a circuit that is open or, once the recovery timeout has passed, half-open."""
-
-    def __init__(self, opened_at: float, last_failure: str) -> None:
-        self.opened_at = opened_at
-        self.last_failure = last_failure
-        self.probe: _Call | None = None
-
-
-class _Call:
-    """A call through the breaker: the state that it began under, and whether it has ended."""
-
-    state: _Closed | _Open | None = None  # None: the circuit did not let it through
-    ended = False
+    rejected = isinstance(error, CircuitOpenError)
+    return not rejected and getattr(error, "retryable", True) is not False
 
 
 class CircuitBreaker:
     """Protect one service. All threads and tasks that call the service share one breaker.
 
-    ``failure_threshold`` consecutive failures open the circuit. ``recovery_timeout`` seconds
-    later it is half-open: one call, the probe, goes through. If it succeeds, the circuit
-    closes; if it fails, the circuit opens again. ``counts_as_failure(error)`` decides which
-    errors count. An error that does not count changes nothing, and neither does Ctrl-C or a
-    cancelled task.
+    ``failure_threshold`` failures in a row open the circuit, if at least half of the recent
+    calls failed: where many calls run, a row of failures also happens by chance. A past call
+    loses half of its weight every five seconds. More than ``failure_threshold`` recent
+    failures, counted with their weight, are as good as a row. ``counts_as_failure(error)``
+    decides which errors count. An error that does not count changes nothing, and neither does
+    Ctrl-C or a cancelled task.
 
-    ``on_state_change(name, old_state, new_state)`` is called after each change, in the
-    thread that caused it. An exception that it raises reaches the caller.
+    ``recovery_timeout`` seconds later the circuit is half-open: one call, the probe, goes
+    through. If it succeeds, the circuit closes; if it fails, the circuit opens again. If it
+    has not ended after another ``recovery_timeout`` (at least a second), the next call is the
+    probe in its place.
+
+    A call inside a running call of the same breaker is part of it: it goes through, and only
+    the outcome of the outer one counts. Each change of the state is logged at INFO, with the
+    breaker's ``name``. ``on_state_change(name, old_state, new_state)`` is called after
+    each change, in the thread that caused it. An exception that it raises reaches the caller.
 
     Thread-safe. Threads and asyncio tasks may share one breaker. Raises ValueError for a
-    wrong argument.
+    wrong argument, and TypeError for an async hook or ``counts_as_failure``.
     """
 
     def __init__(
@@ -141,10 +116,15 @@ class CircuitBreaker:
         self.name = name
         self.failure_threshold = failure_threshold
         self.recovery_timeout = recovery_timeout
-        self._counts_as_failure = counts_as_failure
-        self._on_state_change = on_state_change
+        self._counts_as_failure = _predicate("counts_as_failure", counts_as_failure)
+        self._on_state_change = _plain("on_state_change", on_state_change)
         self._state: _Closed | _Open = _Closed()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call what it interrupted
+        _breakers.add(self)
+
+    def _must_open(self, calls: _Closed) -> bool:
+        many = max(calls.failures_in_a_row, calls.failures - 1) >= self.failure_threshold
+        return many and calls.failures >= calls.successes
 
     @property
     def state(self) -> State:
@@ -158,7 +138,8 @@ class CircuitBreaker:
         """Call the operation, unless the circuit is open. Return its result or raise its error.
 
         Raises CircuitOpenError, without calling the operation, while the circuit is open or
-        a probe is under way. Raises TypeError if the operation returns an awaitable.
+        a probe is under way. Raises TypeError if the operation returns an awaitable or a
+        generator, which has not run yet.
         """
         call = _Call()
         try:
@@ -168,12 +149,12 @@ class CircuitBreaker:
             self._after_failure(call, error)
             raise
         else:
-            if hasattr(type(result), "__await__"):
+            if hasattr(result, "__await__") and isinstance(result, Awaitable):
                 raise _not_awaited(result)
-            self._after_success(call)
+            self._after_success(call, result)
             return result
         finally:
-            call.ended = True  # frees the probe's place; Ctrl-C cannot interrupt one assignment
+            call.ended = True  # lets the next probe through; Ctrl-C cannot interrupt an assignment
 
     async def call_async(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Do what ``call`` does, for an async operation. A cancelled task changes nothing."""
@@ -185,7 +166,7 @@ class CircuitBreaker:
             self._after_failure(call, error)
             raise
         else:
-            self._after_success(call)
+            self._after_success(call, result)
             return result
         finally:
             call.ended = True
@@ -206,14 +187,14 @@ class CircuitBreaker:
         async def protected_async(*args: Any, **kwargs: Any) -> Any:
             return await self.call_async(lambda: function(*args, **kwargs))
 
-        return cast("F", protected_async if inspect.iscoroutinefunction(function) else protected)
+        return cast("F", protected_async if _is_async(function) else protected)
 
     def reset(self) -> None:
         """Close the circuit and forget all failures; calls that are under way no longer count."""
         with self._lock:
             old, self._state = self._state, _Closed()
         if isinstance(old, _Open):
-            self._report("half-open" if old.probe else "open", "closed")
+            self._report(old.name, "closed", "reset")
 
     def __repr__(self) -> str:
         return (
@@ -223,58 +204,225 @@ class CircuitBreaker:
 
     def _before_call(self, call: _Call) -> None:
         """Let the call through (as the probe, if half-open) or raise CircuitOpenError."""
+        outer = _calls.get()
+        while outer and outer.ended:
+            outer = outer.outer
+        call.breaker, call.outer = self, outer
+        _calls.set(call)
+        if outer and call.is_part_of_another():
+            return
         state = self._state
         if isinstance(state, _Closed):
             call.state = state
             return
         with self._lock:
             state = self._state  # another thread may have changed it in the meantime
-            is_first_probe = False
+            old_name = state.name
             if isinstance(state, _Open):
-                remaining = self._remaining(state)
-                if remaining > 0 or (state.probe and not state.probe.ended):
-                    raise CircuitOpenError(self.name, remaining, state.last_failure)
-                is_first_probe = state.probe is None
-                state.probe = call
-        if is_first_probe:
-            self._report("open", "half-open")
+                wait = self._remaining(state)
+                if wait > 0 or state.has_probe():
+                    raise CircuitOpenError(self.name, wait, state.last_failure)
+                state.admit(call, max(self.recovery_timeout, MIN_PROBE_TIME))
+        if old_name == "open":
+            self._report("open", "half-open", "the recovery timeout has passed")
         call.state = state  # after the hook: an error that it raises is not a service failure
 
-    def _after_success(self, call: _Call) -> None:
-        if isinstance(call.state, _Closed) and not call.state.failures:
-            return
-        with self._lock:
-            if call.state is not self._state:
-                return  # the circuit has changed since the call began
-            if isinstance(call.state, _Closed):
-                call.state.failures = 0
-                return
-            self._state = _Closed()
-        self._report("half-open", "closed")
+    def _after_success(self, call: _Call, result: object) -> None:
+        if type(result) in _GENERATORS:
+            _check_that_it_has_started(result)
+        state = call.state
+        if isinstance(state, _Closed):
+            state.successes += 1  # without the lock: it does not matter if one gets lost
+            if state.failures_in_a_row:
+                with self._lock:
+                    state.failures_in_a_row = 0
+        elif state is not None:
+            with self._lock:
+                if call.state is not self._state:
+                    return  # the circuit has changed since the call began
+                self._state = _Closed()
+            self._report("half-open", "closed", "the probe succeeded")
 
     def _after_failure(self, call: _Call, error: Exception) -> None:
         if call.state is None or not self._counts_as_failure(error):
             return
+        last_failure = _text(error)
         with self._lock:
             state = self._state
             if state is not call.state:
                 return  # the circuit has changed since the call began
             if isinstance(state, _Closed):
-                state.failures += 1
-                if state.failures < self.failure_threshold:
+                state.count_failure()
+                if not self._must_open(state):
                     return
-            self._state = _Open(time.monotonic(), f"{type(error).__name__}: {error}")
-        self._report("closed" if isinstance(state, _Closed) else "half-open", "open")
+            self._state = _Open(last_failure)
+        self._report(state.name, "open", _class_and_status(error))
 
-    def _report(self, old: State, new: State) -> None:
+    def _report(self, old: State, new: State, reason: str) -> None:
+        _logger.info("Circuit %r: %s -> %s (%s)", self.name, old, new, reason)
         if self._on_state_change:
             self._on_state_change(self.name, old, new)
 
     def _remaining(self, state: _Open) -> float:
         return max(0.0, state.opened_at + self.recovery_timeout - time.monotonic())
 
+    def _reset_after_fork(self) -> None:
+        self._lock = threading.RLock()
+        if isinstance(self._state, _Open):
+            self._state.probe.ended = True  # its thread is not in this process
+
+
+class CircuitOpenError(Exception):
+    """The circuit is open, so the call was not made.
+
+    ``retry_after`` is the seconds until the circuit lets a probe through, or 0 while a probe
+    is under way. ``last_failure`` is the text of the error that opened the circuit. The
+    error has no ``retryable`` attribute, so a Retrier does not retry it: waiting for the
+    circuit would defeat its purpose. It says nothing about the service, so no breaker counts
+    it as a failure.
+    """
+
+    def __init__(self, name: str, retry_after: float, last_failure: str = "") -> None:
+        super().__init__(name, retry_after, last_failure)
+        self.name = name
+        self.retry_after = retry_after
+        self.last_failure = last_failure
+
+    def __str__(self) -> str:
+        return "Circuit breaker is open"
+
+
+class _Closed:
+    """The state of a closed circuit. Each time the circuit closes, it gets a new state object.
+
+    If the state object was replaced while a call ran, the call started under an older state,
+    so its outcome is ignored.
+    """
+
+    name: State = "closed"
+
+    def __init__(self) -> None:
+        self.failures_in_a_row = 0
+        self.failures = 0.0  # recent ones: each has lost weight since it was counted
+        self.successes = 0.0
+        self._weighed_at = time.monotonic()
+
+    def count_failure(self) -> None:
+        now = time.monotonic()
+        weight = 0.5 ** ((now - self._weighed_at) / HALF_LIFE)
+        self._weighed_at = now
+        self.successes *= weight
+        self.failures = self.failures * weight + 1
+        self.failures_in_a_row += 1
+
+
+class _Open:
+    """The state of a circuit that is open or, once the recovery timeout has passed, half-open."""
+
+    def __init__(self, last_failure: str) -> None:
+        self.name: State = "open"  # until a probe is admitted
+        self.opened_at = time.monotonic()
+        self.last_failure = last_failure
+        self.probe = _Call()
+        self.probe.ended = True  # there is none yet
+        self._probe_deadline = 0.0
+
+    def has_probe(self) -> bool:
+        return not self.probe.ended and time.monotonic() < self._probe_deadline
+
+    def admit(self, probe: _Call, timeout: float) -> None:
+        """Let the call be the probe; the outcome of the one before it will be ignored."""
+        self.name = "half-open"
+        self.probe.state = None
+        self.probe = probe
+        self._probe_deadline = time.monotonic() + timeout
+
+
+class _Call:
+    """A call through a breaker: the state that it began under, and whether it has ended."""
+
+    breaker: CircuitBreaker
+    outer: _Call | None = None  # the call that it runs inside of
+    state: _Closed | _Open | None = None  # None: not let through, or its outcome is ignored
+    ended = False
+
+    def is_part_of_another(self) -> bool:
+        """Return True if it runs inside a running call of the same breaker."""
+        outer = self.outer
+        while outer and (outer.ended or outer.breaker is not self.breaker):
+            outer = outer.outer
+        return outer is not None
+
+
+_calls: ContextVar[_Call | None] = ContextVar("innermost call", default=None)
+_breakers: weakref.WeakSet[CircuitBreaker] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Free the locks that other threads held at the fork, and leave the calls of the parent."""
+    _calls.set(None)
+    for breaker in _breakers:
+        breaker._reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _status(error: Exception) -> object:
+    response = getattr(error, "response", None)
+    return getattr(error, "status_code", getattr(response, "status_code", None))
+
+
+def _class_and_status(error: Exception) -> str:
+    """Describe the error without its text, which may hold a secret."""
+    name, status = type(error).__name__, _status(error)
+    return f"{name}, status {status}" if isinstance(status, int) else name
+
+
+def _text(error: Exception) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # its __str__ raised
+        return type(error).__name__
+
 
 def _not_awaited(result: object) -> TypeError:
     if inspect.iscoroutine(result):
         result.close()  # otherwise Python warns that it was never awaited
     return TypeError("the operation returned an awaitable, which has not run: use call_async")
+
+
+def _check_that_it_has_started(generator: Any) -> None:
+    """Raise TypeError for a new generator. An async one does not tell before Python 3.12."""
+    is_plain = isinstance(generator, GeneratorType)
+    if is_plain and inspect.getgeneratorstate(generator) != inspect.GEN_CREATED:
+        return
+    raise TypeError(
+        "the operation returned a generator, which has not run: "
+        "iterate over it inside the operation"
+    )
+
+
+def _predicate(name: str, function: F) -> F:
+    if isinstance(function, type):  # calling it makes an exception, which is true
+        what = function.__name__
+        raise ValueError(
+            f"{name} must be a function that takes the error, got the class {what}: "
+            f"use lambda error: isinstance(error, {what})"
+        )
+    if not callable(function):
+        raise ValueError(f"{name} must be a function that takes the error, got {function!r}")
+    return _plain(name, function)
+
+
+def _plain(name: str, function: T) -> T:
+    if _is_async(function):
+        raise TypeError(f"{name} must be a plain function, got an async one: it would never run")
+    return function
+
+
+def _is_async(function: object) -> bool:
+    """Return True for an async function and for an object whose ``__call__`` is one."""
+    call = type(function).__call__
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import copy
+import functools
+import logging
 import math
+import os
 import pickle
+import random
+import re
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from conftest import Call, FakeClock
 from lib.circuit_breaker import CircuitBreaker, CircuitOpenError, is_service_failure
-from support import interrupt_everywhere, run_in_threads
+from support import (
+    busy_thread,
+    in_forked_child,
+    interrupt_everywhere,
+    returns_when_interrupted,
+    run_in_threads,
+)
 
 Operation = Callable[[], object]
 
@@ -25,6 +38,14 @@ class StatusError(Exception):
     def __init__(self, status_code: object) -> None:
         super().__init__(status_code)
         self.status_code = status_code
+
+
+class ResponseError(Exception):
+    """An error as requests and httpx raise it."""
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__(status_code)
+        self.response = SimpleNamespace(status_code=status_code)
 
 
 def succeed() -> str:
@@ -37,6 +58,28 @@ def fail() -> None:
 
 def not_found() -> None:
     raise StatusError(404)  # it says nothing about the service's health
+
+
+def unavailable() -> None:
+    raise StatusError(503)
+
+
+def generator() -> Iterator[str]:
+    yield "first"
+    yield "second"
+
+
+async def async_generator() -> AsyncIterator[str]:
+    yield "first"
+
+
+async def never_runs(*arguments: object) -> bool:
+    raise AssertionError
+
+
+class AsyncCallable:
+    async def __call__(self, *arguments: object) -> bool:
+        raise AssertionError
 
 
 def interrupt() -> None:
@@ -89,7 +132,7 @@ class CallUnderWay:
             return ending()
 
         self._call = breaker.call_async(operation)
-        self._call.send(None)
+        contextvars.copy_context().run(self._call.send, None)  # a context of its own, as a task
 
     def __await__(self) -> Generator[None, None, None]:
         yield
@@ -114,10 +157,11 @@ class TestClosed:
         assert traceback.extract_tb(raised.value.__traceback__)[-1].name == "fail"
         assert raised.value.__context__ is None
 
-    def test_a_success_resets_the_count_of_failures(self, call: Call) -> None:
+    def test_a_success_ends_a_row_of_failures(self, call: Call, clock: FakeClock) -> None:
         breaker = CircuitBreaker("api", failure_threshold=3)
         fail_times(breaker, 2)
         call(breaker, succeed)
+        clock.now += 60
         assert failures_until_open(breaker) == 3
 
 
@@ -151,10 +195,161 @@ class TestOpen:
         assert state_of(breaker) == "open"
 
 
+class TestRecentCalls:
+    """A row of failures opens the circuit only if at least half of the recent calls failed."""
+
+    @pytest.mark.parametrize(("successes", "state"), [(2, "open"), (3, "open"), (4, "closed")])
+    def test_fewer_failures_than_successes_do_not_open_it(
+        self, successes: int, state: str, call: Call, clock: FakeClock
+    ) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=3)
+        for _ in range(successes):
+            call(breaker, succeed)
+        fail_times(breaker, 3)
+        assert state_of(breaker) == state
+
+    def test_a_success_loses_half_of_its_weight_every_five_seconds(self, clock: FakeClock) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=3)
+        for _ in range(12):
+            breaker.call(succeed)
+        clock.now += 10
+        fail_times(breaker, 2)
+        assert failures_until_open(breaker) == 1
+
+    def test_so_does_a_failure(self, clock: FakeClock) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=3)
+        for _ in range(3):
+            fail_times(breaker, 1)
+            breaker.call(succeed)
+        clock.now += 60
+        assert failures_until_open(breaker) == 3
+
+    def test_four_failures_of_five_open_it_although_each_row_is_short(
+        self, clock: FakeClock
+    ) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=5)
+        for number in range(100):
+            clock.now += 0.01
+            with contextlib.suppress(ConnectionError, CircuitOpenError):
+                breaker.call(fail if number % 5 else succeed)
+        assert state_of(breaker) == "open"
+
+    def test_many_failures_within_seconds_are_as_good_as_a_row(self, clock: FakeClock) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=3)
+        for operation in (fail, succeed, fail, succeed, fail):
+            with contextlib.suppress(ConnectionError):
+                breaker.call(operation)
+        assert failures_until_open(breaker) == 1
+
+    @pytest.mark.parametrize("calls_per_second", [10, 100, 1000])
+    def test_one_failure_in_five_at_random_does_not_open_it(
+        self, calls_per_second: int, clock: FakeClock
+    ) -> None:
+        """At 1,000 calls per second, five of them fail in a row every four seconds."""
+        breaker, chance = CircuitBreaker("api"), random.Random(1)
+        for _ in range(5000):
+            clock.now += 1 / calls_per_second
+            with contextlib.suppress(ConnectionError):
+                breaker.call(fail if chance.random() < 0.2 else succeed)
+            assert state_of(breaker) == "closed"
+
+    def test_a_busy_service_that_goes_down_is_cut_off_within_four_seconds(
+        self, clock: FakeClock
+    ) -> None:
+        breaker, chance = CircuitBreaker("api"), random.Random(1)
+        for _ in range(20_000):
+            clock.now += 0.001
+            with contextlib.suppress(ConnectionError):
+                breaker.call(fail if chance.random() < 0.2 else succeed)
+        went_down_at = clock.now
+        while state_of(breaker) == "closed":
+            clock.now += 0.001
+            with contextlib.suppress(ConnectionError):
+                breaker.call(fail)
+        assert clock.now - went_down_at < 4
+
+
+class TestNested:
+    """A call inside a running call of the same breaker is part of it."""
+
+    def test_only_the_outermost_failure_counts(self, call: Call) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=3)
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                call(breaker, lambda: breaker.call(lambda: breaker.call(fail)))
+        assert failures_until_open(breaker) == 1
+
+    def test_an_inner_failure_that_is_handled_does_not_count(self, call: Call) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1)
+
+        def handles_a_failure() -> str:
+            with contextlib.suppress(ConnectionError):
+                breaker.call(fail)
+            return "result"
+
+        assert call(breaker, handles_a_failure) == "result"
+        assert state_of(breaker) == "closed"
+
+    def test_it_goes_through_with_the_probe(self, call: Call) -> None:
+        breaker = open_breaker(recovery_timeout=0)
+        calls = [breaker.call, breaker.call]
+        assert call(breaker, lambda: [each(succeed) for each in calls]) == ["result", "result"]
+        assert state_of(breaker) == "closed"
+
+    def test_of_another_breaker_it_counts_for_itself(self) -> None:
+        outer, inner = (CircuitBreaker(name, failure_threshold=1) for name in ("outer", "inner"))
+        with pytest.raises(ConnectionError):
+            outer.call(lambda: inner.call(lambda: outer.call(fail)))
+        assert (state_of(outer), state_of(inner)) == ("open", "open")
+
+    def test_a_task_started_inside_belongs_to_the_call_while_that_runs(self) -> None:
+        async def main(outlives_the_call: bool) -> str:
+            breaker, may_start = CircuitBreaker("api", failure_threshold=1), asyncio.Event()
+
+            async def fails() -> None:
+                await may_start.wait()
+                raise ConnectionError
+
+            async def inner() -> None:
+                await may_start.wait()
+                with contextlib.suppress(ConnectionError):
+                    await breaker.call_async(fails)
+
+            async def outer() -> asyncio.Task[None]:
+                task = asyncio.create_task(inner())
+                if not outlives_the_call:
+                    may_start.set()
+                    await task
+                return task
+
+            task = await breaker.call_async(outer)
+            may_start.set()
+            await task
+            return state_of(breaker)
+
+        assert asyncio.run(main(outlives_the_call=False)) == "closed"
+        assert asyncio.run(main(outlives_the_call=True)) == "open"
+
+    def test_another_task_or_thread_does_not_belong_to_it(self) -> None:
+        async def main() -> None:
+            breaker = CircuitBreaker("api", failure_threshold=1)
+            task = asyncio.create_task(breaker.call_async(asyncio.Event().wait))
+            await asyncio.sleep(0)
+            run_in_threads(1, lambda: fail_times(breaker, 1))
+            assert state_of(breaker) == "open"
+            breaker.reset()
+            fail_times(breaker, 1)
+            assert state_of(breaker) == "open"
+            task.cancel()
+
+        asyncio.run(main())
+
+
 class TestServiceFailure:
     def test_errors_that_indicate_an_unhealthy_service(self) -> None:
         errors = [
             *(StatusError(status) for status in (399, 500, 503, "404")),  # a text is not a status
+            ResponseError(503),
             ConnectionError(),
             type("Transient", (Exception,), {"retryable": True})(),
         ]
@@ -163,9 +358,30 @@ class TestServiceFailure:
     def test_errors_that_do_not(self) -> None:
         errors = [
             *(StatusError(status) for status in (400, 429, 499)),
+            ResponseError(404),
             type("Permanent", (Exception,), {"retryable": False})(),
+            CircuitOpenError("another", 1),
         ]
         assert [error for error in errors if is_service_failure(error)] == []
+
+    def test_a_rejection_by_an_inner_breaker_opens_no_outer_one(self, call: Call) -> None:
+        outer, inner = CircuitBreaker("outer", failure_threshold=1), open_breaker()
+        with pytest.raises(CircuitOpenError):
+            call(outer, lambda: inner.call(succeed))
+        assert state_of(outer) == "closed"
+
+    def test_an_error_that_has_no_text_counts_and_is_raised(self, call: Call) -> None:
+        class BrokenError(Exception):
+            def __str__(self) -> str:
+                raise AttributeError
+
+        def raise_broken_error() -> None:
+            raise BrokenError
+
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        with pytest.raises(BrokenError):
+            call(breaker, raise_broken_error)
+        assert rejection(breaker).last_failure == "BrokenError"
 
 
 class TestHalfOpen:
@@ -228,20 +444,33 @@ class TestProbe:
         for _ in range(15):
             assert results_of_four_threads() == ["rejected"] * 3 + ["result"]
 
-    def test_a_call_that_waits_for_the_lock_meanwhile_is_rejected(self, clock: FakeClock) -> None:
-        breaker = open_breaker()
-        lock = breaker._lock
-
-        @contextlib.contextmanager
-        def lock_after_a_failed_probe() -> Iterator[None]:
-            breaker._lock = lock
-            fail_times(breaker, 1)
-            with lock:
-                yield
-
-        clock.now += 60
-        breaker._lock = lock_after_a_failed_probe()  # type: ignore[assignment]
+    @pytest.mark.parametrize(("recovery_timeout", "seconds"), [(60, 60), (0, 1)])
+    def test_one_that_does_not_end_loses_its_place(
+        self, recovery_timeout: float, seconds: float, call: Call, clock: FakeClock
+    ) -> None:
+        breaker = open_breaker(recovery_timeout=recovery_timeout)
+        clock.now += recovery_timeout
+        CallUnderWay(breaker, fail)
+        clock.now += seconds - 0.1
         rejection(breaker)
+        clock.now += 0.1
+        assert call(breaker, succeed) == "result"
+        assert state_of(breaker) == "closed"
+
+    @pytest.mark.parametrize("ending", [succeed, fail])
+    def test_one_that_has_lost_its_place_changes_nothing(
+        self, ending: Operation, clock: FakeClock
+    ) -> None:
+        breaker = open_breaker(recovery_timeout=60)
+        clock.now += 60
+        lost = CallUnderWay(breaker, ending)
+        clock.now += 60
+        probe = CallUnderWay(breaker, succeed)
+        lost.end()
+        assert state_of(breaker) == "half-open"
+        rejection(breaker)
+        probe.end()
+        assert state_of(breaker) == "closed"
 
     @pytest.mark.parametrize("operation", [not_found, interrupt])
     def test_one_that_does_not_count_is_over(self, call: Call, operation: Operation) -> None:
@@ -290,7 +519,7 @@ class TestInterruption:
 
         points = 0
         for points in interrupt_everywhere(probe):  # noqa: B007
-            assert not breaker._lock.locked()
+            assert run_in_threads(1, lambda: breaker.call(succeed)) == ["result"]
             assert breaker.call(succeed) == "result"
         assert points > 20
 
@@ -464,6 +693,75 @@ class TestStateChangeHook:
         assert call(breaker, succeed) == "result"
 
 
+class TestLogging:
+    """Each change is one line: the error's class and status, not its text, a secret perhaps."""
+
+    def test_each_change_is_logged_with_its_reason(
+        self, call: Call, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, logger="lib.circuit_breaker")
+        breaker = open_breaker(1)
+        clock.now += 60
+        with pytest.raises(StatusError):
+            call(breaker, unavailable)
+        clock.now += 60
+        call(breaker, succeed)
+        fail_times(breaker, 1)
+        breaker.reset()
+        assert {record.levelname for record in caplog.records} == {"INFO"}
+        assert caplog.messages == [
+            "Circuit 'api': closed -> open (ConnectionError)",
+            "Circuit 'api': open -> half-open (the recovery timeout has passed)",
+            "Circuit 'api': half-open -> open (StatusError, status 503)",
+            "Circuit 'api': open -> half-open (the recovery timeout has passed)",
+            "Circuit 'api': half-open -> closed (the probe succeeded)",
+            "Circuit 'api': closed -> open (ConnectionError)",
+            "Circuit 'api': open -> closed (reset)",
+        ]
+
+
+class TestSignalHandler:
+    def test_one_that_asks_for_the_state_returns_wherever_it_strikes(self) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1, recovery_timeout=0)
+
+        def open_and_close() -> None:
+            fail_times(breaker, 1)
+            breaker.call(succeed)
+            breaker.reset()
+
+        assert returns_when_interrupted(open_and_close, lambda: (breaker.state, repr(breaker)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+class TestFork:
+    def test_a_child_can_use_a_breaker_that_another_thread_was_using(self) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=10**9)
+
+        def fails() -> None:
+            fail_times(breaker, 1)
+
+        with busy_thread(fails):
+            assert [in_forked_child(fails) for _ in range(10)] == [None] * 10
+
+    def test_the_circuit_is_kept_without_the_probe_of_the_parent(self) -> None:
+        breaker = open_breaker(recovery_timeout=0)
+        CallUnderWay(breaker, succeed)
+        rejection(breaker)
+        assert in_forked_child(lambda: (breaker.state, breaker.call(succeed), breaker.state)) == (
+            "half-open", "result", "closed",
+        )  # fmt: skip
+
+    def test_a_child_that_is_forked_inside_a_call_is_not_part_of_it(self) -> None:
+        """A pool of processes may start its workers inside the first call."""
+        breaker = CircuitBreaker("api", failure_threshold=1)
+
+        def state_after_a_failure() -> str:
+            fail_times(breaker, 1)
+            return breaker.state
+
+        assert breaker.call(lambda: in_forked_child(state_after_a_failure)) == "open"
+
+
 class TestDecorator:
     def test_a_function_and_an_async_function_are_protected(self) -> None:
         breaker = CircuitBreaker("api", failure_threshold=2)
@@ -485,15 +783,60 @@ class TestDecorator:
             ask("three")
         assert (ask.__name__, ask.__doc__) == ("ask", "Ask.")
 
-    def test_a_generator_function_is_rejected(self) -> None:
-        with pytest.raises(TypeError, match="decorate what it calls"):
-            CircuitBreaker("api")(lambda: (yield))
+    def test_an_object_with_an_async_call_is_an_async_function(self) -> None:
+        class Model:
+            async def __call__(self) -> None:
+                raise ConnectionError
+
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        with pytest.raises(ConnectionError):
+            asyncio.run(breaker(Model())())
+        assert breaker.state == "open"
+
+    @pytest.mark.parametrize("function", [generator, async_generator])
+    def test_a_generator_function_is_rejected(self, function: Any) -> None:
+        for each in (function, functools.partial(function)):
+            with pytest.raises(TypeError, match="decorate what it calls"):
+                CircuitBreaker("api")(each)
+
+
+class TestNothingHasRun:
+    """An operation that only returns what would do the work says nothing about the service."""
 
     def test_call_rejects_an_awaitable(self) -> None:
-        breaker = CircuitBreaker("api", failure_threshold=1)
-        with pytest.raises(TypeError, match="use call_async"):
-            breaker.call(asyncio.Event().wait)  # type: ignore[unused-coroutine]
-        assert breaker.state == "closed"  # the mistake is not the service's
+        class Request:
+            def __await__(self) -> Any:
+                yield
+
+        breaker = open_breaker(1, recovery_timeout=0)
+        for operation in (asyncio.Event().wait, Request):
+            with pytest.raises(TypeError, match="an awaitable, which has not run: use call_async"):
+                breaker.call(operation)
+        assert breaker.state == "half-open"
+
+    @pytest.mark.parametrize("operation", [generator, async_generator])
+    def test_a_generator_is_rejected(self, operation: Any, call: Call) -> None:
+        breaker = open_breaker(1, recovery_timeout=0)
+        with pytest.raises(TypeError, match="a generator, which has not run: iterate over it"):
+            call(breaker, operation)
+        assert breaker.state == "half-open"
+
+    def test_an_async_operation_may_return_an_awaitable(self) -> None:
+        async def main() -> str:
+            async def operation() -> asyncio.Task[str]:
+                return asyncio.create_task(asyncio.sleep(0, "result"))
+
+            return await (await CircuitBreaker("api").call_async(operation))
+
+        assert asyncio.run(main()) == "result"
+
+    def test_a_generator_that_has_started_is_a_result(self, call: Call) -> None:
+        def stream() -> Any:
+            pieces = generator()
+            next(pieces)
+            return pieces
+
+        assert list(call(CircuitBreaker("api"), stream)) == ["second"]
 
 
 class TestArguments:
@@ -511,6 +854,25 @@ class TestArguments:
     def test_a_wrong_argument(self, name: str, value: Any, expected: str) -> None:
         with pytest.raises(ValueError, match=f"{name} must be {expected}, got {value!r}"):
             CircuitBreaker("api", **{name: value})
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            (TimeoutError, "got the class TimeoutError: use lambda error: isinstance(error, Tim"),
+            ((TimeoutError, OSError), "got (<class 'TimeoutError'>, <class 'OSError'>)"),
+            (None, "got None"),
+        ],
+    )
+    def test_counts_as_failure_must_be_a_function(self, wrong: Any, message: str) -> None:
+        expected = f"counts_as_failure must be a function that takes the error, {message}"
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            CircuitBreaker("api", counts_as_failure=wrong)
+
+    @pytest.mark.parametrize("name", ["counts_as_failure", "on_state_change"])
+    def test_an_async_function_would_never_run(self, name: str) -> None:
+        for function in (never_runs, functools.partial(never_runs, 1), AsyncCallable()):
+            with pytest.raises(TypeError, match=f"{name} must be a plain function, got an async"):
+                CircuitBreaker("api", **{name: function})  # type: ignore[arg-type]
 
     def test_all_but_the_name_are_keyword_only(self) -> None:
         with pytest.raises(TypeError):
