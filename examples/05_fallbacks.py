@@ -5,7 +5,8 @@
     python examples/05_fallbacks.py --faults 401              # a wrong key: no fallback
 
 A fallback must not hide your own mistakes. With a wrong key, every user would get an apology,
-and you would not notice. So such an error is raised, and no further strategy is tried.
+and you would not notice. So such an error is raised, and no further strategy is tried. An unknown
+model (404) is different: the next strategy asks another model.
 
 Still unsolved: nobody learns that the primary strategy fails. Example 6 fixes that.
 """
@@ -18,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from examples.support.lesson import run_lesson
 from lib.client import MistralClient
-from lib.errors import MistralError, NotFoundError
-from lib.fallback import AllStrategiesFailedError, FallbackHandler, is_client_error
+from lib.errors import MistralError
+from lib.fallback import AllStrategiesFailedError, FallbackHandler
 
 Context = dict[str, Any]
 
@@ -42,7 +43,7 @@ def main(client: MistralClient) -> None:
         print("  Trying fallback 2 (cached response)...")
         return "Service temporarily unavailable. Please try again later."
 
-    handler = FallbackHandler(stop_on=must_not_be_hidden)
+    handler = FallbackHandler()
     handler.add_strategy("primary", primary, priority=100)
     handler.add_strategy("fallback1", smaller_model, priority=50)
     handler.add_strategy("fallback2", cached_response, priority=10)
@@ -56,14 +57,6 @@ def main(client: MistralClient) -> None:
     except MistralError as error:
         print(f"Not a case for a fallback: {error}")
     print()
-
-
-def must_not_be_hidden(error: Exception) -> bool:
-    """Return True for a mistake in the request or the key.
-
-    An unknown model (404) does not count: the next strategy asks another model.
-    """
-    return is_client_error(error) and not isinstance(error, NotFoundError)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ Copy this file alone: it needs the standard library only.
     'Please try again later.'
 
 Each strategy that fails is logged as a warning. Otherwise nobody would notice that the
-service is failing, since the users still get answers. A mistake of the caller, such as a
-wrong key, is raised at once: a fallback would only hide it.
+service is failing, since the users still get answers. An error that you must fix, such as
+a wrong key, is raised at once, because a fallback would hide it.
 
 After the fallbacks in Ben Christensen's "Fault Tolerance in a High Volume, Distributed
 System" (Netflix Tech Blog, 2012).
@@ -23,36 +23,30 @@ from __future__ import annotations
 
 import inspect
 import logging
-import threading
 from collections.abc import Callable
-from typing import Any
+from types import AsyncGeneratorType, GeneratorType
+from typing import Any, TypeVar
 
+F = TypeVar("F", bound=Callable[..., Any])
 Context = dict[str, Any]
 Strategy = Callable[[Context], Any]
+Errors = dict[str, Exception]  # by the name of the strategy that raised it
 
 _logger = logging.getLogger(__name__)
-
-
-class AllStrategiesFailedError(Exception):
-    """No strategy gave an answer. ``errors`` maps a strategy's name to its exception."""
-
-    def __init__(self, errors: dict[str, Exception]) -> None:
-        super().__init__(errors)
-        self.errors = errors
-
-    def __str__(self) -> str:
-        causes = "; ".join(f"{name}: {error}" for name, error in self.errors.items())
-        return f"All fallback strategies failed: {causes or 'none gave an answer'}"
 
 
 def is_client_error(error: Exception) -> bool:
     """Return True if the error is a mistake of the caller, which a fallback would only hide.
 
-    With an HTTP status (``status_code``), that means a 4xx other than 408, 409 and 429: a
-    wrong key, for example, or a malformed request. Without a status, it means that the error
-    has ``retryable = False``.
+    With an HTTP status (``status_code`` or ``response.status_code``), that means a 4xx other
+    than 408, 409 and 429: a wrong key, for example, or a malformed request. Without a status,
+    it means that the error has ``retryable = False`` and is no TimeoutError, as those of your
+    own limiters are. An error with ``another_model_may_help = True`` never is a mistake: the
+    prompt may be too long for this model only, or the model unknown.
     """
-    status = getattr(error, "status_code", None)
+    if getattr(error, "another_model_may_help", False) or isinstance(error, TimeoutError):
+        return False
+    status = _status(error)
     if isinstance(status, int):
         return 400 <= status <= 499 and status not in (408, 409, 429)
     return getattr(error, "retryable", True) is False
@@ -65,13 +59,13 @@ class FallbackHandler:
     for "no answer, try the next one". If it raises an error for which ``stop_on(error)`` is
     true, ``execute`` raises this error and tries no further strategy.
 
-    Thread-safe. Threads and asyncio tasks may share one handler.
+    Thread-safe. Threads and asyncio tasks may share one handler. Raises ValueError for a
+    wrong argument, and TypeError for an async ``stop_on``.
     """
 
     def __init__(self, stop_on: Callable[[Exception], bool] = is_client_error) -> None:
-        self._stop_on = stop_on
+        self._stop_on = _predicate("stop_on", stop_on)
         self._strategies: dict[str, tuple[float, Strategy]] = {}
-        self._lock = threading.Lock()
 
     def add_strategy(self, name: str, strategy: Strategy, priority: float = 0) -> None:
         """Add a strategy. Of two with the same priority, the one added first is tried first.
@@ -81,33 +75,31 @@ class FallbackHandler:
         """
         if type(priority) not in (int, float) or priority != priority:
             raise ValueError(f"priority must be a number, got {priority!r}")
-        with self._lock:
-            if name in self._strategies:
-                raise ValueError(f"there is already a strategy named {name!r}")
-            strategies = {**self._strategies, name: (priority, strategy)}
-            by_priority = sorted(strategies.items(), key=lambda item: -item[1][0])
-            # Copy on write: concurrent `execute` calls keep iterating over the old dict.
-            self._strategies = dict(by_priority)
+        entry = (priority, strategy)
+        if self._strategies.setdefault(name, entry) is not entry:  # one step, also for threads
+            raise ValueError(f"there is already a strategy named {name!r}")
 
     def execute(self, context: Context | None = None) -> Any:
         """Return the first answer that is not None: 0, "" and False are answers.
 
-        Raises AllStrategiesFailedError if there is none, and TypeError if a strategy
-        returns an awaitable. Ctrl-C passes through at once.
+        Raises AllStrategiesFailedError if there is none, and TypeError if a strategy returns
+        an awaitable or a generator, which has not run yet. Ctrl-C passes through at once.
         """
-        errors: dict[str, Exception] = {}
-        for name, (_, strategy) in self._strategies.items():
-            try:
-                answer = strategy({} if context is None else context)
-            except Exception as error:
-                self._after_failure(name, error, errors)
-                continue
-            if inspect.isawaitable(answer):
-                raise _not_awaited(name, answer)
-            if answer is not None:
-                _logger.info("Fallback strategy '%s' succeeded", name)
-                return answer
-        raise _all_failed(errors)
+        errors: Errors = {}
+        try:
+            for name, (_, strategy) in self._in_order():
+                try:
+                    answer = strategy({} if context is None else context)
+                except Exception as error:
+                    if self._stop_on(error):
+                        raise
+                    _record(name, error, errors)
+                    continue
+                if _is_answer(name, answer):
+                    return answer
+            raise _all_failed(errors)
+        finally:
+            errors.clear()  # they refer to this frame, and it to them
 
     async def execute_async(self, context: Context | None = None) -> Any:
         """Do what ``execute`` does, with strategies that are plain or async functions.
@@ -115,38 +107,111 @@ class FallbackHandler:
         A plain function runs in the event loop's thread, so it must not block. A cancelled
         task tries no further strategy.
         """
-        errors: dict[str, Exception] = {}
-        for name, (_, strategy) in self._strategies.items():
-            try:
-                answer = strategy({} if context is None else context)
-                if inspect.isawaitable(answer):
-                    answer = await answer
-            except Exception as error:
-                self._after_failure(name, error, errors)
-                continue
-            if answer is not None:
-                _logger.info("Fallback strategy '%s' succeeded", name)
-                return answer
-        raise _all_failed(errors)
+        errors: Errors = {}
+        try:
+            for name, (_, strategy) in self._in_order():
+                try:
+                    answer = strategy({} if context is None else context)
+                    if inspect.isawaitable(answer):
+                        answer = await answer
+                except Exception as error:
+                    if self._stop_on(error):
+                        raise
+                    _record(name, error, errors)
+                    continue
+                if _is_answer(name, answer):
+                    return answer
+            raise _all_failed(errors)
+        finally:
+            errors.clear()
 
     def __repr__(self) -> str:
-        return f"FallbackHandler(strategies={list(self._strategies)})"
+        return f"FallbackHandler(strategies={list(dict(self._in_order()))})"
 
-    def _after_failure(self, name: str, error: Exception, errors: dict[str, Exception]) -> None:
-        """Record and log the error, or raise it if ``stop_on`` says so."""
-        if self._stop_on(error):
-            raise error
-        errors[name] = error
-        _logger.warning("Fallback strategy '%s' failed: %s", name, error)
+    def _in_order(self) -> list[tuple[str, tuple[float, Strategy]]]:
+        strategies = self._strategies.copy().items()  # others may add one meanwhile
+        return sorted(strategies, key=lambda item: -item[1][0])
 
 
-def _all_failed(errors: dict[str, Exception]) -> AllStrategiesFailedError:
-    failure = AllStrategiesFailedError(errors)
+class AllStrategiesFailedError(Exception):
+    """No strategy gave an answer. ``errors`` maps a strategy's name to its exception."""
+
+    def __init__(self, errors: Errors) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+    def __str__(self) -> str:
+        causes = "; ".join(f"{name}: {_text(error)}" for name, error in self.errors.items())
+        return f"All fallback strategies failed: {causes or 'none gave an answer'}"
+
+
+def _record(name: str, error: Exception, errors: Errors) -> None:
+    errors[name] = error
+    _logger.warning("Fallback strategy '%s' failed (%s)", name, _class_and_status(error))
+
+
+def _is_answer(name: str, answer: object) -> bool:
+    """Return False for None. Raise TypeError for an awaitable or a generator: nothing has run."""
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()  # otherwise Python warns that it was never awaited
+        raise TypeError(f"strategy {name!r} returned an awaitable: use execute_async")
+    if _is_new_generator(answer):
+        raise TypeError(
+            f"strategy {name!r} returned a generator, which has not run: "
+            "iterate over it inside the strategy"
+        )
+    if answer is not None:
+        _logger.info("Fallback strategy '%s' succeeded", name)
+    return answer is not None
+
+
+def _all_failed(errors: Errors) -> AllStrategiesFailedError:
+    failure = AllStrategiesFailedError(errors.copy())
     failure.__cause__ = next(reversed(errors.values()), None)
     return failure
 
 
-def _not_awaited(name: str, answer: object) -> TypeError:
-    if inspect.iscoroutine(answer):
-        answer.close()  # otherwise Python warns that it was never awaited
-    return TypeError(f"strategy {name!r} returned an awaitable: use execute_async")
+def _status(error: Exception) -> object:
+    response = getattr(error, "response", None)
+    return getattr(error, "status_code", getattr(response, "status_code", None))
+
+
+def _class_and_status(error: Exception) -> str:
+    """Describe the error without its text, which may hold a secret."""
+    name, status = type(error).__name__, _status(error)
+    return f"{name}, status {status}" if isinstance(status, int) else name
+
+
+def _text(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception:  # its __str__ raised
+        return type(error).__name__
+
+
+def _is_new_generator(value: object) -> bool:
+    """Return True also for an async generator that has started: before 3.12, it does not tell."""
+    if isinstance(value, GeneratorType):
+        return inspect.getgeneratorstate(value) == inspect.GEN_CREATED
+    return isinstance(value, AsyncGeneratorType)
+
+
+def _predicate(name: str, function: F) -> F:
+    if isinstance(function, type):  # calling it makes an exception, which is true
+        what = function.__name__
+        raise ValueError(
+            f"{name} must be a function that takes the error, got the class {what}: "
+            f"use lambda error: isinstance(error, {what})"
+        )
+    if not callable(function):
+        raise ValueError(f"{name} must be a function that takes the error, got {function!r}")
+    if _is_async(function):
+        raise TypeError(f"{name} must be a plain function, got an async one: it would never run")
+    return function
+
+
+def _is_async(function: object) -> bool:
+    """Return True for an async function and for an object whose ``__call__`` is one."""
+    call = type(function).__call__
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)

@@ -30,13 +30,23 @@ NO_MODEL_400: dict[str, Any] = {"status": 400, "json": error_body("Gone", "1500"
     ("responses_sent", "out", "errors"),
     [
         pytest.param([ANSWER], PRIMARY_ANSWERS, [], id="primary"),
-        pytest.param([DOWN, ANSWER], SMALLER_ANSWERS, ["Down"], id="smaller model"),
-        pytest.param([NO_MODEL, ANSWER], SMALLER_ANSWERS, ["Gone"], id="404"),
-        pytest.param([NO_MODEL_400, ANSWER], SMALLER_ANSWERS, ["Gone"], id="400 for a model"),
+        pytest.param(
+            [DOWN, ANSWER],
+            SMALLER_ANSWERS,
+            ["InternalServerError, status 503"],
+            id="smaller model",
+        ),
+        pytest.param([NO_MODEL, ANSWER], SMALLER_ANSWERS, ["NotFoundError, status 404"], id="404"),
+        pytest.param(
+            [NO_MODEL_400, ANSWER],
+            SMALLER_ANSWERS,
+            ["NotFoundError, status 400"],
+            id="400 for a model",
+        ),
         pytest.param(
             [DOWN, TIMEOUT],
             transcript("05_fallbacks"),
-            ["Down", "api.mistral.ai did not respond in time"],
+            ["InternalServerError, status 503", "APITimeoutError"],
             id="apology",
         ),
     ],
@@ -57,7 +67,7 @@ def test_strategies_are_tried_in_order_without_a_wait(
     models = ["mistral-large-latest", "mistral-small-latest"]
     assert [body["model"] for body in sent] == models[: len(sent)]
     assert caplog.messages == [
-        f"Fallback strategy '{name}' failed: {error}"
+        f"Fallback strategy '{name}' failed ({error})"
         for name, error in zip(("primary", "fallback1"), errors, strict=False)
     ]
     assert clock.waits == []

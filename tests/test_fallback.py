@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import gc
 import itertools
 import logging
 import math
+import re
 import traceback
-from collections.abc import Callable
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lib.circuit_breaker import CircuitOpenError
-from lib.errors import APIResponseValidationError, InvalidRequestError
+from lib.errors import APIResponseValidationError, InvalidRequestError, NotFoundError
 from lib.fallback import AllStrategiesFailedError, FallbackHandler, Strategy, is_client_error
 from lib.rate_limiter import RateLimitTimeoutError
 from support import run_in_threads
@@ -35,8 +41,46 @@ class StatusError(Exception):
         self.status_code = status_code
 
 
+class ResponseError(Exception):
+    """An error as requests and httpx raise it."""
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__(status_code)
+        self.response = SimpleNamespace(status_code=status_code)
+
+
 class PermanentError(Exception):
     retryable = False
+
+
+class AnotherModelMayHelpError(Exception):
+    another_model_may_help = True
+    status_code = 404
+    retryable = False
+
+
+def generator(context: dict[str, Any]) -> Iterator[str]:
+    yield "first"
+    yield "second"
+
+
+async def async_generator(context: dict[str, Any]) -> AsyncIterator[str]:
+    yield "first"
+
+
+def started_generator(context: dict[str, Any]) -> Iterator[str]:
+    pieces = generator(context)
+    next(pieces)
+    return pieces
+
+
+async def never_runs(error: Exception) -> bool:
+    raise AssertionError
+
+
+class AsyncCallable:
+    async def __call__(self, error: Exception) -> bool:
+        raise AssertionError
 
 
 def gives(answer: object) -> Strategy:
@@ -107,6 +151,17 @@ class TestAnswer:
         with pytest.raises(TypeError, match="'first' returned an awaitable: use execute_async"):
             handler_of(never_awaited).execute()
 
+    @pytest.mark.parametrize("strategy", [generator, async_generator])
+    def test_a_generator_that_has_not_run_is_no_answer(
+        self, strategy: Any, execute: Execute
+    ) -> None:
+        """Otherwise an error that it raises would reach the reader, and not this handler."""
+        with pytest.raises(TypeError, match="'first' returned a generator, which has not run"):
+            execute(handler_of(strategy, must_not_be_tried))
+
+    def test_a_generator_that_has_started_is_an_answer(self, execute: Execute) -> None:
+        assert list(execute(handler_of(started_generator))) == ["second"]
+
 
 class TestContext:
     def test_every_strategy_gets_the_callers_own_context(self, execute: Execute) -> None:
@@ -167,6 +222,7 @@ class TestStopOn:
     def test_client_errors(self) -> None:
         errors = [
             *(StatusError(status) for status in (400, 401, 422, 499)),
+            ResponseError(401),
             PermanentError(),
             InvalidRequestError(""),
         ]
@@ -176,12 +232,60 @@ class TestStopOn:
         errors = [
             *(StatusError(status) for status in (399, 408, 409, 429, 500)),
             StatusError("401"),  # a text is not a status
+            ResponseError(503),
+            AnotherModelMayHelpError(),
+            NotFoundError(404, "no such model"),
             ValueError(),
             APIResponseValidationError(""),
             RateLimitTimeoutError(),
             CircuitOpenError("api", 1),
         ]
         assert [error for error in errors if is_client_error(error)] == []
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            (TimeoutError, "got the class TimeoutError: use lambda error: isinstance(error, Tim"),
+            ((TimeoutError, OSError), "got (<class 'TimeoutError'>, <class 'OSError'>)"),
+            (None, "got None"),
+        ],
+    )
+    def test_it_must_be_a_function(self, wrong: Any, message: str) -> None:
+        expected = re.escape(f"stop_on must be a function that takes the error, {message}")
+        with pytest.raises(ValueError, match=expected):
+            FallbackHandler(stop_on=wrong)
+
+    def test_an_async_one_would_never_run(self) -> None:
+        for function in (never_runs, functools.partial(never_runs), AsyncCallable()):
+            with pytest.raises(TypeError, match="stop_on must be a plain function, got an async"):
+                FallbackHandler(stop_on=function)  # type: ignore[arg-type]
+
+
+class TestMemory:
+    @pytest.mark.parametrize("end", ["an answer", "an error to stop on", "no answer"])
+    def test_a_strategy_that_failed_leaves_nothing_behind(self, end: str) -> None:
+        class Prompt:
+            pass
+
+        def fail(context: dict[str, Any]) -> None:
+            raise ConnectionError
+
+        def then(context: dict[str, Any]) -> str | None:
+            if end == "an error to stop on":
+                raise StatusError(401)
+            return "answer" if end == "an answer" else None
+
+        def execute_with_prompt() -> weakref.ref[Prompt]:
+            prompt = Prompt()
+            with contextlib.suppress(StatusError, AllStrategiesFailedError):
+                handler_of(fail, fail, then).execute({"prompt": prompt})
+            return weakref.ref(prompt)
+
+        gc.disable()
+        try:
+            assert execute_with_prompt()() is None
+        finally:
+            gc.enable()
 
 
 class TestInterruption:
@@ -213,9 +317,27 @@ class TestLogging:
         caplog.set_level(logging.INFO, logger="lib.fallback")
         execute(handler_of(raises(ConnectionError("down")), gives("second")))
         assert [(record.levelname, record.message) for record in caplog.records] == [
-            ("WARNING", "Fallback strategy 'first' failed: down"),
+            ("WARNING", "Fallback strategy 'first' failed (ConnectionError)"),
             ("INFO", "Fallback strategy 'second' succeeded"),
         ]
+
+    def test_the_status_is_logged_but_not_the_text_a_secret_perhaps(
+        self, execute: Execute, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        execute(handler_of(raises(StatusError(503)), raises(ResponseError(429)), gives("answer")))
+        assert caplog.messages == [
+            "Fallback strategy 'first' failed (StatusError, status 503)",
+            "Fallback strategy 'second' failed (ResponseError, status 429)",
+        ]
+
+    def test_an_error_that_has_no_text_is_no_answer(self, execute: Execute) -> None:
+        class BrokenError(Exception):
+            def __str__(self) -> str:
+                raise AttributeError
+
+        assert execute(handler_of(raises(BrokenError()), gives("second"))) == "second"
+        with pytest.raises(AllStrategiesFailedError, match="failed: first: BrokenError"):
+            execute(handler_of(raises(BrokenError())))
 
 
 class TestAddStrategy:
