@@ -97,7 +97,8 @@ class ErrorLogger:
     ) -> None:
         """Record one request: its ``type`` ("chat"), its outcome, and any context you add.
 
-        Raises nothing. A value in ``context`` that is not valid JSON is written as text.
+        A value in ``context`` that is not valid JSON is written as text. Raises nothing, but lets
+        through a KeyboardInterrupt or SystemExit of the alert.
         """
         record = Fields(
             timestamp=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
@@ -175,9 +176,8 @@ def _safe_str(value: Any) -> str:
 
 def _print_err(sentence: str) -> None:
     """Print a sentence on stderr. Do nothing if that fails, or if there is no stderr."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            print(sentence, file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{sentence}\n")
 
 
 class RequestCounter:
@@ -259,9 +259,8 @@ class LineWriter:
         """Write the line. Return the reason if this is the first failure, otherwise ""."""
         with self._lock:
             problem = self._write(line.encode("ascii") + b"\n")
-            if not problem:
-                return ""
-            self.dropped_records += 1
+            if problem:
+                self.dropped_records += 1
             return problem if self.dropped_records == 1 else ""
 
     def _write(self, line: bytes) -> str:
@@ -305,8 +304,8 @@ SECRET_FIELD = re.compile("|".join([*SECRET_NAMES, "^token$"]), re.IGNORECASE)
 NAME = rf"""(?:{"|".join(SECRET_NAMES)}|(?<=["'])token)[\w-]{{0,40}}"""
 QUOTE = r"""\\*["']"""  # in JSON within JSON, backslashes come before a quote
 OPEN = r"""(?:b?\\*(?P<quote>["']))?"""
-# Up to the closing quote if there is an opening one, otherwise a word.
-VALUE = r"""(?(quote)(?:(?!(?P=quote))[^\\]|\\.)+|[^\s"'\\,;&)}\]]+)"""
+WORD = r"""[^\s"'\\,;&)}\]]+"""
+VALUE = rf"""(?(quote)(?:(?!(?P=quote))[^\\]|\\.)+|{WORD})"""  # up to the closing quote, or a word
 
 
 class TextWithSecret(NamedTuple):
@@ -318,7 +317,7 @@ class TextWithSecret(NamedTuple):
 
 
 TEXTS_WITH_SECRETS = (
-    TextWithSecret("Bearer {}", r"\bbearer\s+", r"""[^\s"'\\,;&)}\]]+"""),
+    TextWithSecret("Bearer {}", r"\bbearer\s+", WORD),
     TextWithSecret("Basic {}", r"\bbasic\s+", r"(?=[a-z]*[0-9+/=])[a-z0-9+/]{8,}=*"),
     TextWithSecret("Cookie: a=1; b={}", r"\b(?:authorization|cookie):\s*", r"""[^\s"'].*"""),
     TextWithSecret('api_key = "{}"', rf"{NAME}(?:{QUOTE})?\s*(?:[:=]|%3D)\s*{OPEN}", VALUE),
@@ -359,11 +358,11 @@ HINTS = (
 
 REDACTED = "[redacted]"
 UNREADABLE = "<unreadable>"
-NUMBERS = (int, float, type(None))
-CONTAINERS = (Mapping, list, tuple, set, frozenset)
-OMITTED = "..."  # in place of a container within itself, or beyond these limits
+OMITTED = "..."  # in place of a container within itself, or beyond the limits
 MAX_DEPTH = 8  # of nested context
-MAX_CONTAINERS = 1000  # in one value
+MAX_CONTAINERS = 1000  # in one record
+CONTAINERS = (Mapping, list, tuple, set, frozenset)
+NUMBERS = (int, float, type(None))
 
 _strictly_json = json.JSONEncoder(allow_nan=False).encode
 
@@ -420,15 +419,15 @@ class _Copier:
 
     def _copy_container(self, value: Any) -> Any:
         self._containers += 1
-        is_within_itself = id(value) in self._entered
-        is_too_deep = len(self._entered) >= MAX_DEPTH
-        if is_within_itself or is_too_deep or self._containers > MAX_CONTAINERS:
+        too_much = len(self._entered) >= MAX_DEPTH or self._containers > MAX_CONTAINERS
+        if too_much or id(value) in self._entered:
             return OMITTED
         copy = self._copy_mapping if isinstance(value, Mapping) else self._copy_items
         self._entered.append(id(value))
-        copied = copy(value)
-        self._entered.pop()
-        return copied
+        try:
+            return copy(value)
+        finally:
+            self._entered.pop()
 
     def _copy_mapping(self, value: Mapping[Any, Any]) -> dict[str, Any]:
         names_a_secret = "value" in value and any(map(_is_secret_name, value.values()))
