@@ -297,10 +297,12 @@ class TestCommand:
         code, _, err = child("closed pipe")
         assert (code, err) == (141, "")
 
-    def test_console_without_ticks_gets_plain_ones(self, child: Callable[[str], Outcome]) -> None:
+    def test_console_without_ticks_gets_question_marks(
+        self, child: Callable[[str], Outcome]
+    ) -> None:
         code, out, err = child("ASCII console")
         assert (code, err) == (0, "")
-        assert "  + ok          4. each attempt is paced\n" in out
+        assert "  ? ok          4. each attempt is paced\n" in out
 
     @pytest.mark.parametrize(("number", "file"), check.EXERCISES.items())
     def test_exercise_that_is_run_says_how_to_check_it(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import re
 import socket
@@ -73,7 +72,7 @@ class TestLive:
         self, live_server: MockServer, run_script: RunScript
     ) -> None:
         err = run_script("05_fallbacks", "--trace").err
-        assert "This lesson relies on simulated failures, which only --offline shows.\n" in err
+        assert "This lesson relies on simulated faults, which only --offline shows.\n" in err
         assert "--trace shows the mock server's log: add --offline.\n" in err
         assert "The server saw" not in err
 
@@ -181,8 +180,6 @@ class TestEnvFile:
         for name in SETTINGS:
             monkeypatch.delenv(name)
         monkeypatch.setattr(lesson, "ROOT", tmp_path)
-        uncached = functools.cache(lesson._env_file.__wrapped__)
-        monkeypatch.setattr(lesson, "_env_file", uncached)
         return tmp_path / ".env"
 
     @pytest.mark.parametrize(
@@ -205,29 +202,27 @@ class TestEnvFile:
     def test_the_environment_takes_precedence(
         self, value: str, env_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        env_file.mkdir()  # it can't be read, and needn't
+        env_file.write_bytes(b"\xff")  # it can't be read, and needn't
         monkeypatch.setenv("MISTRAL_TIMEOUT", value)
         assert lesson.setting("MISTRAL_TIMEOUT", "60") == (value or "60")
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            pytest.param(BOTH.encode("utf-16"), "(it is not UTF-8 text)", id="UTF-16"),
-            pytest.param(None, "can't be read (", id="a folder"),
+            pytest.param(BOTH.encode("utf-16"), "can't be read: save it as UTF-8", id="UTF-16"),
             pytest.param(b"MISTRAL_TIMEOUT=abc", "MISTRAL_TIMEOUT must be ", id="wrong setting"),
         ],
     )
     def test_a_mistake_is_one_sentence_and_exit_2(
-        self, content: bytes | None, message: str, env_file: Path, run_script: RunScript
+        self, content: bytes, message: str, env_file: Path, run_script: RunScript
     ) -> None:
-        env_file.mkdir() if content is None else env_file.write_bytes(content)
+        env_file.write_bytes(content)
         code, out, err = run_script("01_basic_errors")
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert message in err
 
     def test_log_file(self, env_file: Path) -> None:
         assert lesson.log_file() == str(env_file.parent / "mistral_errors.log")
-        lesson._env_file.cache_clear()
         env_file.write_text("MISTRAL_LOG_FILE=other.log", "utf-8")
         assert lesson.log_file() == "other.log"
 
@@ -246,7 +241,7 @@ WRONG_ARGUMENTS = {
 }
 WRONG_SETTINGS = {
     "MISTRAL_TIMEOUT": {
-        "MISTRAL_TIMEOUT must be a number of seconds > 0, for example 60.": [
+        "MISTRAL_TIMEOUT must be a number of seconds > 0 and <= 86400, got ": [
             "abc", "0", "-1", "nan", "inf", "1e400", "1e10", "1,5",
         ],
     },
@@ -331,33 +326,13 @@ class TestExit:
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=5)
 
-    def test_a_missing_file_is_not_taken_for_a_failure_of_stdout(
-        self, exit_code: Callable[..., int]
-    ) -> None:
-        with pytest.raises(FileNotFoundError):
-            exit_code(lambda client: print(Path("no-such-file.json").read_text()))
-
-    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
-    def test_a_full_disk_is_one_sentence_and_exit_1(
-        self,
-        exit_code: Callable[..., int],
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        for end in ("\n", ""):  # a finished line fails in print, an unfinished one at the end
-            with Path("/dev/full").open("w") as full:
-                monkeypatch.setattr(sys, "stdout", full)
-                assert exit_code(lambda client, end=end: print("Hello!", end=end)) == 1
-            sentence = "The output can't be written (No space left on device)."
-            assert capsys.readouterr().err.splitlines()[1:] == [sentence]
-
 
 class TestConsole:
     @pytest.mark.parametrize(
         ("encoding", "shown"),
-        [("ascii", "+ x # Gr??e ?"), ("cp1252", "+ x # Grüße ?"), ("utf-8", "✓ ✗ █ Grüße 語")],
+        [("ascii", "? ? ? Gr??e"), ("cp1252", "? ? ? Grüße"), ("utf-8", "✓ ✗ █ Grüße")],
     )
-    def test_what_the_console_cannot_show_becomes_plain(
+    def test_what_the_console_cannot_show_becomes_a_question_mark(
         self,
         encoding: str,
         shown: str,
@@ -366,7 +341,7 @@ class TestConsole:
     ) -> None:
         screen = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding))
-        assert exit_code(lambda client: print("✓ ✗ █ Grüße 語")) == 0
+        assert exit_code(lambda client: print("✓ ✗ █ Grüße")) == 0
         assert screen.getvalue().decode(encoding).strip() == shown
 
     def test_a_program_without_a_console_runs(

@@ -8,10 +8,7 @@ stdout holds the lesson and nothing else; everything else goes to stderr.
 from __future__ import annotations
 
 import argparse
-import codecs
 import contextlib
-import errno
-import functools
 import io
 import os
 import sys
@@ -19,7 +16,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
@@ -27,15 +23,14 @@ from examples.support.timeline import timeline
 from lib.client import DEFAULT_BASE_URL, MAX_TIMEOUT, MistralClient
 from lib.errors import APIResponseValidationError, APIStatusError, MistralError, explain
 from lib.mock_server import FAULT_SYNTAX, MockServer
-from lib.transport import is_loopback
 
 Lesson = Callable[[MistralClient], None]
 Reply = Callable[[dict[str, Any]], str | None]
 
 ROOT = Path(__file__).resolve().parents[2]
+THIS_MACHINE = ("http://localhost", "http://127.0.0.1", "http://[::1]")
 OFFLINE_TIMEOUT = 2.0  # seconds; short, because a lesson on timeouts waits for them
 LIVE_TIMEOUT = 60.0
-PLAIN_SYMBOLS = {"✓": "+", "✗": "x", "█": "#"}
 
 FAILED, WRONG_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141  # exit codes, beside 0
 
@@ -55,18 +50,16 @@ def run_lesson(
 
     def main() -> int:
         options = parse_arguments()
-        client = _live_client(options)
-        if client is None:
+        if options.offline or options.faults is not None or not _api_key():
             script = faults if options.faults is None else options.faults
-            _run_offline(lesson, partial(MockServer, script, replies=replies), options)
+            make_server = partial(MockServer, script, replies=replies)
+            _run_offline(lesson, make_server, trace=options.trace)
             return 0
         if faults:
-            print_err("This lesson relies on simulated failures, which only --offline shows.")
+            print_err("This lesson relies on simulated faults, which only --offline shows.")
         if options.trace:
             print_err("--trace shows the mock server's log: add --offline.")
-        with client:
-            _check_reachable(client)
-            lesson(client)
+        _run_live(lesson)
         return 0
 
     run_command(main)
@@ -74,21 +67,23 @@ def run_lesson(
 
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Run ``main`` and exit with its code; what the user can fix is one sentence on stderr."""
-    prepare_console()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console without ticks shows question marks
+            stream.reconfigure(errors="replace", line_buffering=True)
     try:
         code = main()
-        if sys.stdout:
-            sys.stdout.flush()
+        print(end="", flush=True)  # shows a closed pipe at the latest
     except UsageError as error:
-        code = _fail(str(error), WRONG_INPUT)
+        print_err(str(error))
+        code = WRONG_INPUT
     except MistralError as error:
-        code = _fail(explain(error), FAILED)
+        print_err(explain(error))
+        code = FAILED
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except OSError as error:
-        if error.filename is not None:
-            raise  # about a file that the script opened; an error of stdout names no file
-        code = _after_stdout_failed(error)
+    except BrokenPipeError:  # the program that reads our output, such as head -1, has ended
+        sys.stdout = io.StringIO()  # at its exit Python would flush the broken one, and complain
+        code = CLOSED_PIPE
     sys.exit(code)
 
 
@@ -109,18 +104,9 @@ def log_file() -> str:
 
 
 def print_err(sentence: str) -> None:
-    """Print a sentence on stderr; ignore a stderr that can't be written."""
-    if sys.stderr is not None:  # print(file=None) would print on stdout
-        with contextlib.suppress(OSError):
-            print(sentence, file=sys.stderr)
-
-
-def prepare_console() -> None:
-    """Flush each line, and replace what the console can't show by plain ASCII."""
-    codecs.register_error("plain_symbols", _plain_symbols)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="plain_symbols", line_buffering=True)
+    """Print a sentence on stderr; ignore a stderr that is missing or can't be written."""
+    with contextlib.suppress(OSError, AttributeError):
+        sys.stderr.write(f"{sentence}\n")
 
 
 class Parser(argparse.ArgumentParser):
@@ -145,39 +131,30 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _live_client(options: argparse.Namespace) -> MistralClient | None:
-    """Return a client of the real API, or None if the lesson runs offline."""
+def _api_key() -> str:
+    """Return the key of the API; a server on this machine needs none."""
+    base_url = setting("MISTRAL_BASE_URL")
+    return setting("MISTRAL_API_KEY", "no-key" if base_url.startswith(THIS_MACHINE) else "")
+
+
+def _run_live(lesson: Lesson) -> None:
+    """Run a lesson against the real API."""
     base_url = setting("MISTRAL_BASE_URL", DEFAULT_BASE_URL)
-    key = setting("MISTRAL_API_KEY")
-    if not key and _is_this_machine(base_url):
-        key = "no-key"  # a server on this machine needs none
-    if not key or options.offline or options.faults is not None:
-        return None
     try:
-        client = MistralClient(key, base_url=base_url, timeout=(5.0, _timeout(LIVE_TIMEOUT)))
+        client = MistralClient(_api_key(), base_url=base_url, timeout=(5.0, _timeout(LIVE_TIMEOUT)))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    charge = "" if _is_this_machine(base_url) else ", which may charge for them; --offline is free"
+    is_free = base_url.startswith(THIS_MACHINE)
+    charge = "" if is_free else ", which may charge for them; --offline is free"
     print_err(f"Live: requests go to {base_url}{charge}.")
-    return client
+    with client:
+        # Is there a server at all? An error status is for the lesson to show.
+        with contextlib.suppress(APIStatusError, APIResponseValidationError):
+            client.models()
+        lesson(client)
 
 
-def _is_this_machine(url: str) -> bool:
-    try:
-        return is_loopback(urlsplit(url).hostname or "")
-    except ValueError:  # such as http://[
-        return False
-
-
-def _check_reachable(client: MistralClient) -> None:
-    """Raise APIConnectionError if no response comes; an error status is the lesson's to show."""
-    with contextlib.suppress(APIStatusError, APIResponseValidationError):
-        client.models()
-
-
-def _run_offline(
-    lesson: Lesson, make_server: Callable[[], MockServer], options: argparse.Namespace
-) -> None:
+def _run_offline(lesson: Lesson, make_server: Callable[[], MockServer], *, trace: bool) -> None:
     """Run a lesson against a mock server in this process."""
     timeout = _timeout(OFFLINE_TIMEOUT)
     try:
@@ -187,57 +164,31 @@ def _run_offline(
     if not os.environ.get("MISTRAL_NO_NOTICE"):  # `make run-all` says it once
         hint = "" if setting("MISTRAL_API_KEY") else " Set MISTRAL_API_KEY to call the real API."
         print_err(f"Offline: using a local mock server ({server.url}).{hint}")
+    client = MistralClient(
+        "no-key", base_url=server.url, timeout=timeout, total_timeout=2 * timeout
+    )
     try:
-        with (
-            server,
-            MistralClient(
-                "no-key", base_url=server.url, timeout=timeout, total_timeout=2 * timeout
-            ) as client,
-        ):
+        with server, client:
             lesson(client)
     finally:
-        if options.trace:
-            for line in timeline(server.log):
-                print_err(line)
+        if trace:
+            print_err("\n".join(timeline(server.log)))
 
 
 def _timeout(default: float) -> float:
     """Return the read timeout in seconds."""
-    text = setting("MISTRAL_TIMEOUT") or str(default)
+    text = setting("MISTRAL_TIMEOUT", str(default))
     with contextlib.suppress(ValueError):
         if 0 < float(text) <= MAX_TIMEOUT:
             return float(text)
-    raise UsageError("MISTRAL_TIMEOUT must be a number of seconds > 0, for example 60.")
+    raise UsageError(
+        f"MISTRAL_TIMEOUT must be a number of seconds > 0 and <= {MAX_TIMEOUT:g}, got {text}"
+    )
 
 
-@functools.cache
 def _env_file() -> dict[str, str | None]:
     path = ROOT / ".env"
     try:
-        text = path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(f"{path} can't be read ({reason}): fix it or remove it.") from None
-    return dict(dotenv_values(stream=io.StringIO(text), interpolate=False))
-
-
-def _after_stdout_failed(error: OSError) -> int:
-    """Return the exit code, and discard unwritten output: Python would report it at its exit."""
-    if sys.stdout:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL):
-        return CLOSED_PIPE  # the program that reads our output, such as head -1, has ended
-    return _fail(f"The output can't be written ({error.strerror or error}).", FAILED)
-
-
-def _plain_symbols(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeEncodeError)
-    plain = [PLAIN_SYMBOLS.get(char, "?") for char in error.object[error.start : error.end]]
-    return "".join(plain), error.end
-
-
-def _fail(sentence: str, code: int) -> int:
-    print_err(sentence)
-    return code
+        return dotenv_values(path, interpolate=False, encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(f"{path} can't be read: save it as UTF-8 text, or remove it.") from None
