@@ -1,6 +1,6 @@
-"""The commands whose output the pages show, and those with the changes that the workshop proposes.
+"""The commands that take long, such as those whose output the pages show.
 
-Each runs once, as a child process: see the fixture ``commands``.
+Each runs once, as a child process behind the other tests: see the fixture ``commands``.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def run_changed(change: Change) -> list[str]:
     return ["-c", RUN_CHANGED, change.before, change.after, path, *change.arguments.split()]
 
 
-# By the name of the transcript, or of the script that is changed. --trace leaves stdout as it is.
-COMMANDS = {
+# By the name of the transcript. --trace leaves stdout as it is.
+TRANSCRIPTS = {
     "simulations": [str(SIMULATIONS), "--output", "."],  # the longest one first
     **{name: script(name, "--trace") for name in LESSONS},
     "failure_scenarios/02_recovers": script("02_backoff", "--faults", "503,503", "--trace"),
@@ -70,5 +70,10 @@ COMMANDS = {
         f"failure_scenarios/{each.name}": script(each.script, "--faults", each.faults, "--trace")
         for each in SLOW_SCENARIOS
     },
+}
+COMMANDS = {
+    **TRANSCRIPTS,
     **{f"changed {each.script}": run_changed(each) for each in CHANGES},
+    "walk": [str(ROOT / "examples" / "support" / "workshop.py"), "5"],
+    "development mode": ["-X", "dev", str(ROOT / "examples" / "01_basic_errors.py")],
 }

@@ -116,15 +116,18 @@ Commands = Callable[[str], Ran]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def commands(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Commands]:
+def start_commands_first(request: pytest.FixtureRequest) -> None:
+    """Start the commands before the first test if any test needs them."""
+    if any("commands" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("commands")
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """Run the commands of commands.py behind the other tests; wait for one by its name.
 
     They run without a timeout, which would sleep: another test may have a fake ``time.sleep``.
     """
-    selected = {item.path.name for item in request.session.items}
-    chosen = COMMANDS if selected & {"test_transcripts.py", "test_workshop.py"} else {}
 
     def run_command(name: str, folder: Path) -> Ran:
         settings = {"MISTRAL_LOG_FILE": str(folder / "errors.log")}
@@ -135,7 +138,7 @@ def commands(
     with ThreadPoolExecutor(4) as pool:
         futures = {
             name: pool.submit(run_command, name, tmp_path_factory.mktemp("command"))
-            for name in chosen
+            for name in COMMANDS
         }
-        yield lambda name: futures[name].result(timeout=60)
+        yield lambda name: futures[name].result(timeout=240)
         pool.shutdown(cancel_futures=True)

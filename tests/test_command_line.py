@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from conftest import Commands
 from support import SCRIPTS, finish, run, script, start, transcript
 
 SECOND, THIRD, SIXTH = (str(SCRIPTS[number - 1]) for number in (2, 3, 6))
 
 
 class TestStart:
-    def test_as_a_module_in_development_mode(self) -> None:
-        outcome = run("-X", "dev", "-m", "examples.01_basic_errors")
+    def test_in_development_mode(self, commands: Commands) -> None:
+        outcome = commands("development mode").outcome
         assert outcome[:2] == (0, transcript("01_basic_errors"))
         assert re.fullmatch("Offline: .*\n", outcome.err)  # and no warning
 

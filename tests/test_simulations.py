@@ -16,12 +16,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from conftest import RunScript
 from examples.simulations import rate_limit
 from examples.simulations.chart import PLOT_HEIGHT, WIDTH
 from examples.simulations.report import Report, show
 from examples.simulations.virtual_time import simulate
 from examples.support.lesson import UsageError
-from support import EXPECTED, ROOT, run, run_in_threads
+from support import EXPECTED, ROOT, run_in_threads
 
 FOLDER = ROOT / "examples" / "simulations"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -136,8 +137,11 @@ class TestVirtualTime:
 
 
 class TestCommand:
-    def test_one_simulation_runs_alone_from_any_folder(self, tmp_path: Path) -> None:
-        code, out, err = run(str(FOLDER / "rate_limit.py"), "--output", ".", cwd=tmp_path)
+    def test_one_simulation_runs_alone_from_any_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_script: RunScript
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        code, out, err = run_script("rate_limit", "--output", ".", folder=FOLDER)
         assert (code, err) == (0, "The pictures are in ..\n")
         assert out in TABLES + "\n"
         assert (tmp_path / "rate_limit.svg").read_bytes() == committed("rate_limit")

@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 
+from conftest import Commands, RunScript
 from examples.support.workshop import LESSONS, PAGE, steps
-from support import ROOT, run
+from support import ROOT
 
-walk = str(ROOT / "examples" / "support" / "workshop.py")
 TEXT = PAGE.read_text("utf-8")
 
 
@@ -29,14 +29,14 @@ def test_the_expected_output_is_not_shown_before_the_run() -> None:
     assert "Why exponential, and why jitter?" in shown
 
 
-def test_the_walk_prints_what_the_scripts_print() -> None:
-    outcome = run(walk, "5")
+def test_the_walk_prints_what_the_scripts_print(commands: Commands) -> None:
+    outcome = commands("walk").outcome
     assert outcome.code == 0, outcome.err
     assert "Response: Service temporarily unavailable. Please try again later." in outcome.out
 
 
-def test_a_lesson_that_does_not_exist_is_one_sentence() -> None:
-    outcome = run(walk, "7")
+def test_a_lesson_that_does_not_exist_is_one_sentence(run_script: RunScript) -> None:
+    outcome = run_script("workshop", "7", folder=ROOT / "examples" / "support")
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
     assert len(outcome.err.splitlines()) == 1
