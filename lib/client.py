@@ -129,6 +129,11 @@ class MistralClient:
         self._transport = Transport(api_key, base_url, session)
         self._owns_transport = True
 
+    @property
+    def total_timeout(self) -> float:
+        """The seconds that a whole call may take."""
+        return self._options.total_timeout
+
     def with_options(
         self,
         *,

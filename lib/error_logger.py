@@ -38,7 +38,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple, TypedDict
 from urllib.parse import quote, quote_plus
 
-ERROR_ATTRIBUTES = ("status_code", "request_id", "gave_up")  # logged with an error that has them
+ERROR_ATTRIBUTES = ("status_code", "request_id", "gave_up", "last_failure")  # of an error
 MAX_ERROR_TYPES = 100  # counted separately; any further type counts as "other"
 
 

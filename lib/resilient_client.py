@@ -1,75 +1,57 @@
 # SPDX-License-Identifier: MIT-0
-"""Call the Mistral API with all helpers combined: retry, circuit breaker, limiters and log.
+"""Call the Mistral API with all helpers combined: a MistralClient in a Pipeline.
 
-    log( retry( breaker( limiters( call ))))
+    with MistralClient(api_key) as client:
+        resilient = ResilientMistralClient(client)
+        print(resilient.chat([{"role": "user", "content": "Hello!"}]).content)
 
-The helpers nest like this, and the order matters:
-
-- The breaker is inside the retry, so it sees each attempt, and an open circuit ends the
-  retries at once. If it wrapped the retries, it would see one failure per request: with 3
-  attempts and a threshold of 5, 15 attempts would fail before it opened, instead of 5.
-- The limiters are inside the retry, so each attempt waits for its turn. They are inside the
-  breaker, so a rejected call uses no slot.
-- The log is outside: it gets one line per request, however many attempts the request took.
-
-If you use a fallback, put it around all of this.
+``pipeline.py`` says how the helpers nest and why. This file adds what belongs to the client:
+each attempt gets the time that is left, and the failed attempts are remembered.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypedDict, TypeVar
+from datetime import datetime, timezone
+from typing import Any, TypedDict, TypeVar
 
 from .circuit_breaker import CircuitBreaker
-from .client import ChatCompletion, ChatStream, Limits, MistralClient, Usage
+from .client import ChatCompletion, ChatStream, MistralClient
 from .error_logger import ErrorLogger
-from .errors import APIStatusError, InvalidRequestError, RateLimitError
+from .pipeline import Attempt, Pipeline, RequestLimiter
 from .retry import Retrier
-from .token_limiter import TokenLimiter, TokenReservation, estimate_tokens
+from .token_limiter import TokenLimiter, estimate_tokens
 
 T = TypeVar("T")
 
 MAX_REMEMBERED_ERRORS = 100
-MIN_SECONDS_FOR_A_CALL = 0.01  # a timeout must be > 0
-
-
-class RequestLimiter(Protocol):
-    """The methods of RateLimiter and SharedRateLimiter that ResilientMistralClient calls."""
-
-    def acquire(self, timeout: float | None = None) -> float:
-        """Wait for a free slot and take it."""
-
-    def pause(self, seconds: float) -> None:
-        """Block all new starts for ``seconds``."""
 
 
 class RememberedError(TypedDict):
-    """One failed attempt; ``timestamp`` is in seconds since the epoch."""
+    """One failed attempt; ``timestamp`` is in UTC and looks as in the log file."""
 
     type: str
     message: str
     context: dict[str, Any]
-    timestamp: float
+    timestamp: str
 
 
 class ResilientMistralClient:
     """Protect the calls of a MistralClient with the helpers. Thread-safe.
 
-    You may pass your own helpers. By default there is no pacing: pass a ``limiter``
-    (requests per minute), a ``token_limiter`` or both. The default ``logger`` writes to
-    mistral_errors.log in the current folder.
+    You may pass your own helpers. By default there are three attempts and a circuit breaker,
+    but no pacing and no log: pass a ``limiter`` (requests per minute), a ``token_limiter`` or
+    both, and a ``logger``.
 
-    The retrier's ``total_timeout`` limits a request with all its attempts and waits: each
-    attempt gets only the time that is left. Set it in a web handler. By default there is no
-    such limit, and the worst case is half an hour: three attempts of up to 600 s, plus waits.
+    The retrier's ``total_timeout`` limits a call with all its attempts and waits. Each attempt
+    gets the time that is left, or the client's own total timeout if that is shorter. Set it in
+    a web handler. By default there is no such limit, and the worst case is half an hour: three
+    attempts of up to 600 s, plus waits.
 
-    ``error_log`` holds the last 100 failed attempts, including those of requests that
-    succeeded in the end.
+    ``error_log`` holds the last 100 failed attempts, including those of calls that succeeded
+    in the end.
     """
 
     def __init__(
@@ -87,9 +69,15 @@ class ResilientMistralClient:
         self.breaker = breaker or CircuitBreaker("mistral-api")
         self.limiter = limiter
         self.token_limiter = token_limiter
-        self.logger = logger or ErrorLogger()
+        self.logger = logger
+        self._pipeline = Pipeline(
+            retrier=self.retrier,
+            breaker=self.breaker,
+            limiter=limiter,
+            token_limiter=token_limiter,
+            logger=logger,
+        )
         self._errors: deque[RememberedError] = deque(maxlen=MAX_REMEMBERED_ERRORS)
-        self._lock = threading.Lock()
 
     def chat(
         self,
@@ -104,10 +92,8 @@ class ResilientMistralClient:
         def operation(client: MistralClient) -> ChatCompletion:
             return client.chat(messages, model=model, max_tokens=max_tokens, **parameters)
 
-        request = _Request(self, "chat", {"model": model})
-        request.tokens = self._estimate(messages, max_tokens)
-        with request.logged():
-            return self._attempts(request, operation)
+        tokens = _estimate(messages, max_tokens)
+        return self._call(operation, "chat", {"model": model}, tokens)
 
     def stream(
         self,
@@ -124,27 +110,19 @@ class ResilientMistralClient:
         the stream ends, its tokens are settled and its log line is written. If you stop
         early, the log line is written, and the estimate of its tokens stays booked.
         """
-        request = _Request(self, "stream", {"model": model})
-        request.tokens = self._estimate(messages, max_tokens)
+        context = {"model": model}
 
-        def first_piece(client: MistralClient) -> tuple[ChatStream, str]:
-            stream = client.stream(messages, model=model, max_tokens=max_tokens, **parameters)
-            return stream, next(stream, "")
+        def pieces(attempt: Attempt) -> Iterator[str]:
+            client = self._client_for(attempt)
+            with (
+                self._remembering(context),
+                client.stream(messages, model=model, max_tokens=max_tokens, **parameters) as stream,
+            ):
+                yield from stream
+                self._settle(attempt, stream)
 
-        with request.logged():
-            stream, piece = self._attempts(request, first_piece)
-            with contextlib.closing(stream):
-                try:
-                    while piece:
-                        yield piece
-                        piece = next(stream, "")
-                except Exception as error:
-                    request.remember(error)
-                    with contextlib.suppress(Exception):
-                        # The breaker counted a success at the first piece; report the failure.
-                        self.breaker.call(_raising(error))
-                    raise
-                request.settle(stream.usage, stream.limits)
+        tokens = _estimate(messages, max_tokens)
+        return self._pipeline.stream(pieces, name="stream", tokens=tokens, context=context)
 
     def request(
         self,
@@ -156,125 +134,79 @@ class ResilientMistralClient:
         """Call ``operation(client)`` with all helpers and return its result.
 
         ``context`` is written to the log, with the number of attempts that were sent. Raises
-        the last attempt's own error, CircuitOpenError while the circuit is open, or a
-        limiter's timeout error if no slot is free within the retrier's total timeout.
+        the last attempt's own error. If nothing was sent, it raises CircuitOpenError, or the
+        timeout error of a limiter that had no slot within the retrier's total timeout.
 
         The operation must be complete when it returns; for a stream, call ``stream``.
         """
-        request = _Request(self, type, dict(context or {}))
-        with request.logged():
-            return self._attempts(request, operation)
+        return self._call(operation, type, dict(context or {}), tokens=0)
 
     @property
     def error_log(self) -> list[RememberedError]:
         """The last failed attempts, oldest first."""
-        with self._lock:
-            return list(self._errors)
+        return list(self._errors.copy())  # in one step, while other threads append
 
     def __repr__(self) -> str:
         parts = (self.client, self.retrier, self.breaker, self.limiter, self.token_limiter)
         return f"ResilientMistralClient({', '.join(repr(part) for part in parts if part)})"
 
-    def _attempts(self, request: _Request, operation: Callable[[MistralClient], T]) -> T:
-        return self.retrier.call(lambda: self.breaker.call(lambda: request.attempt(operation)))
+    def _call(
+        self,
+        operation: Callable[[MistralClient], T],
+        name: str,
+        context: dict[str, Any],
+        tokens: int,
+    ) -> T:
+        def one_attempt(attempt: Attempt) -> T:
+            with self._remembering(context):
+                result = operation(self._client_for(attempt))
+            if isinstance(result, ChatCompletion):
+                self._settle(attempt, result)
+            return result
 
-    def _estimate(self, messages: Sequence[Mapping[str, Any]], max_tokens: int | None) -> int:
-        try:
-            estimate = estimate_tokens(messages, max_tokens)
-        except (AttributeError, TypeError):
-            return 0  # the messages are invalid: the client will raise and say why
-        # An invalid max_tokens (-100, 2.5) is for the API to reject, not for the limiter.
-        return estimate if type(estimate) is int and estimate >= 0 else 0
+        return self._pipeline.call(one_attempt, name=name, tokens=tokens, context=context)
 
+    def _client_for(self, attempt: Attempt) -> MistralClient:
+        """Return the client with the time that is left, if that is shorter than its own."""
+        if attempt.remaining is None:
+            return self.client
+        shorter = min(attempt.remaining, self.client.total_timeout)
+        return self.client.with_options(total_timeout=shorter)
 
-class _Request:
-    """One request: its attempts, its tokens, and its line in the log."""
-
-    def __init__(self, owner: ResilientMistralClient, type: str, context: dict[str, Any]) -> None:
-        self.tokens = 0
-        self._owner = owner
-        self._type = type
-        self._context = context
-        self._attempts_sent = 0
-        self._reservation: TokenReservation | None = None
-        total_timeout = owner.retrier.total_timeout
-        self._deadline = None if total_timeout is None else time.monotonic() + total_timeout
+    def _settle(self, attempt: Attempt, result: ChatCompletion | ChatStream) -> None:
+        """Settle the tokens, and adopt the limits that the server reported."""
+        if result.usage is not None:
+            attempt.settle(max(0, result.usage.total_tokens))
+        if self.token_limiter is not None:
+            self.token_limiter.observe(result.limits)
 
     @contextlib.contextmanager
-    def logged(self) -> Iterator[None]:
-        """Log the request as one line when the block ends. After Ctrl-C, nothing is logged."""
+    def _remembering(self, context: dict[str, Any]) -> Iterator[None]:
+        """Add an attempt that fails to the error log."""
         try:
             yield
-        except GeneratorExit:  # the reader of a stream stopped early: not a failure
-            self._log(None)
-            raise
         except Exception as error:
-            self._log(error)
+            self._errors.append(
+                {
+                    "type": type(error).__name__,
+                    "message": _text(error),
+                    "context": context,
+                    "timestamp": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+                }
+            )
             raise
-        else:
-            self._log(None)
-
-    def attempt(self, operation: Callable[[MistralClient], T]) -> T:
-        """Wait for the limiters, then call the operation."""
-        owner = self._owner
-        if owner.limiter is not None:
-            owner.limiter.acquire(self._remaining())
-        if owner.token_limiter is not None:
-            self._reservation = owner.token_limiter.reserve(self.tokens, self._remaining())
-        client, remaining = owner.client, self._remaining()
-        if remaining is not None:
-            client = client.with_options(total_timeout=max(remaining, MIN_SECONDS_FOR_A_CALL))
-        self._attempts_sent += 1
-        try:
-            result = operation(client)
-        except Exception as error:
-            self.remember(error)
-            self._after_error(error)
-            raise
-        if isinstance(result, ChatCompletion):
-            self.settle(result.usage, result.limits)
-        return result
-
-    def settle(self, usage: Usage | None, limits: Limits) -> None:
-        """Settle the reserved tokens; if the usage is unknown, the estimate stays booked."""
-        if self._owner.token_limiter is None:
-            return
-        if usage is not None and self._reservation is not None:
-            self._reservation.settle(max(0, usage.total_tokens))
-        self._owner.token_limiter.observe(limits)
-
-    def remember(self, error: Exception) -> None:
-        """Add a failed attempt to the error log."""
-        entry: RememberedError = {
-            "type": error.__class__.__name__,
-            "message": str(error),
-            "context": self._context,
-            "timestamp": time.time(),
-        }
-        with self._owner._lock:
-            self._owner._errors.append(entry)
-
-    def _log(self, error: Exception | None) -> None:
-        context = {**self._context, "attempts": self._attempts_sent}
-        self._owner.logger.log_request(self._type, error is None, error, context)
-
-    def _after_error(self, error: Exception) -> None:
-        """Free the tokens of a request that did no work. After a 429, pause all callers."""
-        no_work = isinstance(error, (APIStatusError, InvalidRequestError))
-        if no_work and self._reservation is not None:
-            self._reservation.settle(0)
-        if isinstance(error, RateLimitError) and 0 < (error.retry_after or 0) < math.inf:
-            seconds = min(error.retry_after or 0, self._owner.retrier.max_retry_after)
-            for limiter in (self._owner.limiter, self._owner.token_limiter):
-                if limiter is not None:
-                    limiter.pause(seconds)
-
-    def _remaining(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
 
-def _raising(error: Exception) -> Callable[[], None]:
-    def operation() -> None:
-        raise error
+def _estimate(messages: Sequence[Mapping[str, Any]], max_tokens: int | None) -> int:
+    try:
+        estimate = estimate_tokens(messages, max_tokens)
+    except (AttributeError, TypeError):
+        return 0  # the messages are invalid: the client will raise and say why
+    # An invalid max_tokens (-100, 2.5) is for the API to reject, not for the limiter.
+    return estimate if type(estimate) is int and estimate >= 0 else 0
 
-    return operation
+
+def _text(error: Exception) -> str:
+    with contextlib.suppress(Exception):
+        return str(error)
+    return "<unreadable>"

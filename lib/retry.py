@@ -45,8 +45,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 GiveUpReason = Literal[
     "not retryable", "attempts exhausted", "Retry-After too long", "total timeout",
-    "retry budget exhausted",
+    "retry budget exhausted", "circuit open",
 ]  # fmt: skip
+StopRule = Callable[[Exception], GiveUpReason | None]
 
 jitter_random = random.Random()  # not the global one, which programs seed alike in each worker
 
@@ -57,6 +58,10 @@ _logger = logging.getLogger(__name__)
 def is_retryable(error: Exception) -> bool:
     """Return the error's ``retryable`` attribute, or False if it has none."""
     return bool(getattr(error, "retryable", False))
+
+
+def _never(error: Exception) -> None:
+    return None
 
 
 class Retrier:
@@ -138,10 +143,12 @@ class Retrier:
             return "retry budget exhausted"
         return None
 
-    def call(self, operation: Callable[[], T]) -> T:
+    def call(self, operation: Callable[[], T], *, stop: StopRule = _never) -> T:
         """Call the operation, with retries. Return its result, or raise its last attempt's error.
 
         The error's ``gave_up`` is the reason for giving up, one of the GiveUpReason texts.
+        ``stop(error)`` may give such a reason, or None: with it, a Pipeline ends the retries
+        of a call when the circuit has opened.
         KeyboardInterrupt and SystemExit are not retried; they pass through at once. Raises
         TypeError if the operation returns an awaitable or a generator, which has not run yet.
 
@@ -159,7 +166,7 @@ class Retrier:
             try:
                 result = operation()
             except Exception as error:
-                delay = self._after_failure(error, attempt, started_at)
+                delay = self._after_failure(error, attempt, started_at, stop)
                 if delay is None:
                     raise
                 time.sleep(delay)
@@ -169,7 +176,9 @@ class Retrier:
                 self._after_success(result, attempt)
                 return result
 
-    async def call_async(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def call_async(
+        self, operation: Callable[[], Awaitable[T]], *, stop: StopRule = _never
+    ) -> T:
         """Do what ``call`` does, for an async operation, without blocking the event loop.
 
         A cancelled task is not retried: asyncio.CancelledError passes through at once.
@@ -182,7 +191,7 @@ class Retrier:
             try:
                 result = await operation()
             except Exception as error:
-                delay = self._after_failure(error, attempt, started_at)
+                delay = self._after_failure(error, attempt, started_at, stop)
                 if delay is None:
                     raise
                 await asyncio.sleep(delay)
@@ -218,11 +227,13 @@ class Retrier:
         if attempt > 1:
             self._on_recovery(attempt)
 
-    def _after_failure(self, error: Exception, attempt: int, started_at: float) -> float | None:
+    def _after_failure(
+        self, error: Exception, attempt: int, started_at: float, stop: StopRule
+    ) -> float | None:
         """Return the seconds to wait before the next attempt, or None to give up."""
         delay = self._delay_after(error, attempt)
         elapsed = time.monotonic() - started_at
-        reason = self._reason_to_give_up(error, attempt, delay, elapsed)
+        reason = stop(error) or self._reason_to_give_up(error, attempt, delay, elapsed)
         what = f"attempt {attempt} of {self.max_attempts} ({_class_and_status(error)})"
         if reason is None:
             self._on_wait(attempt, error, delay)

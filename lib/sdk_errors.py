@@ -172,10 +172,10 @@ def _headers(error: BaseException) -> dict[str, str]:
     return headers
 
 
-def _values(error: BaseException, paths: tuple[str, ...]) -> Iterator[Any]:
-    """Yield what the error has at these paths; what it does not have is left out."""
-    found = (functools.reduce(_get, path.split("."), error) for path in paths)
-    return (value for value in found if value is not None)
+def _values(error: BaseException, paths: tuple[str, ...]) -> list[Any]:
+    """Return what the error has at these paths; what it does not have is left out."""
+    found = [functools.reduce(_get, path.split("."), error) for path in paths]
+    return [value for value in found if value is not None]
 
 
 def _get(source: Any, name: str) -> Any:

@@ -139,6 +139,7 @@ class TestRecord:
                 "status_code": 429,
                 "request_id": "abc",
                 "gave_up": "attempts exhausted",
+                "last_failure": None,
             },
             "context": {"model": "mistral-small-latest"},
         }
@@ -673,7 +674,7 @@ class TestRedaction:
         logger = ErrorLogger(path)
         for text in FORMS:
             logger.log_request("chat", False, ValueError(text))
-            logger.log_request("chat", False, with_attributes(request_id=text, gave_up=text))
+            logger.log_request("chat", False, with_attributes(request_id=text, last_failure=text))
             logger.log_request("chat", True, None, {"text": text, text: 1, "list": [{"a": text}]})
             logger.log_request("chat", True, None, {"object": ValueError(text)})
             logger.log_request(text, True)

@@ -16,8 +16,8 @@ import pytest
 
 from conftest import FakeClock
 from lib.circuit_breaker import is_service_failure
+from lib.pipeline import RequestLimiter
 from lib.rate_limiter import RateLimitTimeoutError
-from lib.resilient_client import RequestLimiter
 from lib.retry import is_retryable
 from lib.shared_rate_limiter import RedisAccessError, SharedRateLimiter
 from support import run_in_threads

@@ -123,6 +123,7 @@ def run_soak(log: Path, times: StartTimes) -> Soak:
     with MockServer(fault_script(CALLS)) as server, MistralClient(
         "key", base_url=server.url, timeout=TIMEOUT, total_timeout=TIMEOUT
     ) as client:  # fmt: skip
+        logger = ErrorLogger(log)
         robust = ResilientMistralClient(
             client,
             retrier=Retrier(
@@ -135,7 +136,7 @@ def run_soak(log: Path, times: StartTimes) -> Soak:
             ),
             breaker=CircuitBreaker("soak", failure_threshold=10, recovery_timeout=0.05),
             limiter=NotedLimiter(60 * PER_SECOND),
-            logger=ErrorLogger(log),
+            logger=logger,
         )
         first, last = iter(range(CALLS * 4 // 5)), iter(range(CALLS // 5))
         run_in_threads(THREADS, lambda: make(first))
@@ -147,7 +148,7 @@ def run_soak(log: Path, times: StartTimes) -> Soak:
     return Soak(
         outcomes=outcomes,
         failed_attempts=failed_attempts,
-        metrics=robust.logger.metrics(),
+        metrics=logger.metrics(),
         lines=[json.loads(line) for line in log.read_text().splitlines()],
         server_outcomes=server_outcomes,
         starts=starts,

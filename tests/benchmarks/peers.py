@@ -83,6 +83,7 @@ def error_fields(error: Exception) -> dict[str, Any]:
         "status_code": getattr(error, "status_code", None),
         "request_id": getattr(error, "request_id", None),
         "gave_up": getattr(error, "gave_up", None),
+        "last_failure": getattr(error, "last_failure", None),
     }
 
 

@@ -1,0 +1,832 @@
+"""lib/pipeline.py: all helpers around one operation, the same promises in its four forms."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import json
+import math
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from conftest import FakeClock
+from lib.circuit_breaker import CircuitBreaker, CircuitOpenError
+from lib.error_logger import ErrorLogger
+from lib.errors import (
+    APIResponseValidationError,
+    APIStreamBrokenError,
+    APITimeoutError,
+    AuthenticationError,
+    InternalServerError,
+    InvalidRequestError,
+    RateLimitError,
+)
+from lib.pipeline import REJECTIONS, Attempt, Pipeline
+from lib.rate_limiter import RateLimiter
+from lib.retry import Retrier, RetryBudget
+from lib.token_limiter import TokenLimiter
+from support import interrupt_everywhere, run_in_threads
+
+Operation = Callable[[Attempt], Any]
+Run = Callable[..., Any]
+
+
+@pytest.fixture(params=["call", "call_async", "stream", "stream_async"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Run an operation through a pipeline in one of the four forms; return its result.
+
+    As a stream, the result is the only piece.
+    """
+
+    def call(pipeline: Pipeline, operation: Operation, **options: Any) -> Any:
+        return pipeline.call(operation, **options)
+
+    def call_async(pipeline: Pipeline, operation: Operation, **options: Any) -> Any:
+        async def awaited(attempt: Attempt) -> Any:
+            return operation(attempt)
+
+        return asyncio.run(pipeline.call_async(awaited, **options))
+
+    def stream(pipeline: Pipeline, operation: Operation, **options: Any) -> Any:
+        def one_piece(attempt: Attempt) -> Iterator[Any]:
+            yield operation(attempt)
+
+        (piece,) = pipeline.stream(one_piece, **options)
+        return piece
+
+    def stream_async(pipeline: Pipeline, operation: Operation, **options: Any) -> Any:
+        async def one_piece(attempt: Attempt) -> AsyncIterator[Any]:
+            yield operation(attempt)
+
+        async def collected() -> list[Any]:
+            return [piece async for piece in pipeline.stream_async(one_piece, **options)]
+
+        (piece,) = asyncio.run(collected())
+        return piece
+
+    forms = {form.__name__: form for form in (call, call_async, stream, stream_async)}
+    return forms[request.param]
+
+
+def ending_in(*outcomes: Any) -> Operation:
+    """Return an operation that raises or returns these, one per attempt."""
+    left = iter(outcomes)
+
+    def operation(attempt: Attempt) -> Any:
+        outcome = next(left)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    return operation
+
+
+def down() -> InternalServerError:
+    return InternalServerError(503, "Service unavailable.")
+
+
+def foreign(status: int, **headers: str) -> Exception:
+    """Return an error of another library, in the shape of httpx's."""
+    error: Exception = type("HTTPStatusError", (Exception,), {})("No.")
+    vars(error)["response"] = SimpleNamespace(status_code=status, headers=headers, text="")
+    return error
+
+
+def retrier(max_attempts: int = 3, **options: Any) -> Retrier:
+    return Retrier(max_attempts, jitter=False, **options)
+
+
+def with_usage(usage: Any) -> Any:
+    return SimpleNamespace(usage=usage)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "errors.log"
+
+
+def lines_in(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+class TestResult:
+    def test_without_helpers(self, run: Run) -> None:
+        assert run(Pipeline(), ending_in("result")) == "result"
+
+    def test_with_all_helpers(self, run: Run, log: Path) -> None:
+        pipeline = Pipeline(
+            retrier=Retrier(),
+            breaker=CircuitBreaker("api"),
+            limiter=RateLimiter(),
+            token_limiter=TokenLimiter(1000),
+            logger=ErrorLogger(log),
+        )
+        assert run(pipeline, ending_in("result"), tokens=10) == "result"
+
+    def test_error_of_the_last_attempt(self, run: Run, clock: FakeClock) -> None:
+        errors = [down(), APITimeoutError("too late"), down()]
+        with pytest.raises(InternalServerError) as raised:
+            run(Pipeline(retrier=retrier()), ending_in(*errors))
+        assert raised.value is errors[2]
+        assert clock.waits == [1, 2]
+
+    def test_one_attempt_without_a_retrier(self, run: Run) -> None:
+        with pytest.raises(InternalServerError):
+            run(Pipeline(), ending_in(down()))
+
+    def test_attempts_are_counted_from_one(self, run: Run, clock: FakeClock) -> None:
+        numbers: list[int] = []
+
+        def operation(attempt: Attempt) -> int:
+            numbers.append(attempt.number)
+            if attempt.number < 3:
+                raise down()
+            return attempt.number
+
+        assert run(Pipeline(retrier=retrier()), operation) == 3
+        assert numbers == [1, 2, 3]
+
+    def test_threads_share_a_pipeline(self, run: Run, log: Path) -> None:
+        pipeline = Pipeline(
+            retrier=Retrier(base_delay=0, budget=RetryBudget(math.inf)),
+            breaker=CircuitBreaker("api", failure_threshold=10_000),
+            token_limiter=TokenLimiter(10**6),
+            logger=ErrorLogger(log),
+        )
+
+        def three_calls() -> list[str]:
+            return [
+                run(pipeline, ending_in("one"), tokens=1),
+                run(pipeline, ending_in(down(), "two"), tokens=1),
+                run(pipeline, ending_in(down(), down(), "three"), tokens=1),
+            ]
+
+        assert run_in_threads(4, three_calls, interleaved=True) == [["one", "two", "three"]] * 4
+        attempts = [line["context"]["attempts"] for line in lines_in(log)]
+        assert sorted(attempts) == sorted([1, 2, 3] * 4)
+
+    def test_repr(self) -> None:
+        breaker = CircuitBreaker("api")
+        pipeline = Pipeline(retrier=Retrier(), breaker=breaker)
+        assert repr(pipeline) == f"Pipeline({pipeline.retrier}, {breaker})"
+
+    def test_an_async_operation_needs_call_async(self) -> None:
+        async def operation(attempt: Attempt) -> None: ...
+
+        with pytest.raises(TypeError, match="call_async"):
+            Pipeline().call(operation)  # type: ignore[unused-coroutine]
+
+    @pytest.mark.parametrize("tokens", [-1, 1.5, True, None])
+    def test_wrong_estimate(self, run: Run, tokens: Any) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        pipeline = Pipeline(breaker=breaker, token_limiter=TokenLimiter(1000))
+        with pytest.raises(ValueError, match=f"tokens must be an integer >= 0, got {tokens}"):
+            run(pipeline, ending_in("never called"), tokens=tokens)
+        assert breaker.state == "closed"
+
+
+class TestOrder:
+    """log( retry( breaker( limiters( call ))))"""
+
+    def test_each_attempt_waits_for_its_slot(self, run: Run, clock: FakeClock) -> None:
+        pipeline = Pipeline(retrier=retrier(), limiter=RateLimiter(6))
+        run(pipeline, ending_in(down(), down(), "result"))
+        assert clock.now - 1000 == pytest.approx(20, rel=0.02)
+
+    def test_a_rejected_call_uses_no_slot_and_no_tokens(self, run: Run, clock: FakeClock) -> None:
+        limiter, token_limiter = RateLimiter(60), TokenLimiter(1000)
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        pipeline = Pipeline(breaker=breaker, limiter=limiter, token_limiter=token_limiter)
+        with pytest.raises(InternalServerError):
+            run(pipeline, ending_in(down()), tokens=10)
+        for _ in range(5):
+            with pytest.raises(CircuitOpenError):
+                run(pipeline, ending_in(), tokens=10)
+        assert limiter.acquire() == pytest.approx(1, rel=0.02)
+        assert token_limiter.available == 1000
+
+    def test_waiting_is_not_a_failure(self, run: Run, clock: FakeClock) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        limiter = RateLimiter(600)
+        limiter.pause(30)
+        pipeline = Pipeline(retrier=retrier(total_timeout=0.5), breaker=breaker, limiter=limiter)
+        with pytest.raises(REJECTIONS, match=r"no request may start within 0\.5 s"):
+            run(pipeline, ending_in("never called"))
+        assert clock.waits == []
+        assert breaker.state == "closed"
+
+
+class TestOpenCircuit:
+    """Once the circuit has opened, nothing is waited for, and the real error is raised."""
+
+    def test_the_attempt_that_opens_it(self, run: Run, clock: FakeClock, log: Path) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=2)
+        pipeline = Pipeline(retrier=retrier(10), breaker=breaker, logger=ErrorLogger(log))
+        errors = [down(), down()]
+        with pytest.raises(InternalServerError) as raised:
+            run(pipeline, ending_in(*errors))
+        assert raised.value is errors[1]
+        assert raised.value.__context__ is None
+        assert clock.waits == [1]
+        with pytest.raises(CircuitOpenError):
+            run(pipeline, ending_in("never called"))
+        assert clock.waits == [1]
+        assert [line["context"]["attempts"] for line in lines_in(log)] == [2, 0]
+
+    def test_whatever_retry_if_says(self, run: Run, clock: FakeClock) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        pipeline = Pipeline(retrier=retrier(retry_if=lambda error: True), breaker=breaker)
+        with pytest.raises(InternalServerError):
+            run(pipeline, ending_in(down()))
+        with pytest.raises(CircuitOpenError):
+            run(pipeline, ending_in())
+        assert clock.waits == []
+
+    def test_another_call_opens_it_during_the_wait(self, run: Run, clock: FakeClock) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=2)
+
+        def fail(*_: object) -> None:
+            with pytest.raises(APITimeoutError):
+                breaker.call(ending_in(APITimeoutError("the other call")).__get__(Attempt))
+
+        pipeline = Pipeline(retrier=retrier(on_wait=fail), breaker=breaker)
+        error = down()
+        with pytest.raises(InternalServerError) as raised:
+            run(pipeline, ending_in(error, "never called"))
+        assert raised.value is error
+        assert breaker.state == "open"
+
+    def test_half_open_circuit_is_not_open(self, run: Run, clock: FakeClock) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1, recovery_timeout=0)
+        pipeline = Pipeline(retrier=retrier(), breaker=breaker)
+        assert run(pipeline, ending_in(down(), "result")) == "result"
+        assert breaker.state == "closed"
+
+    def test_reason(self, run: Run, clock: FakeClock, log: Path) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        pipeline = Pipeline(retrier=retrier(), breaker=breaker, logger=ErrorLogger(log))
+        with pytest.raises(InternalServerError) as raised:
+            run(pipeline, ending_in(down()))
+        assert raised.value.gave_up == "circuit open"  # type: ignore[attr-defined]
+        with pytest.raises(CircuitOpenError):
+            run(pipeline, ending_in())
+        opened, rejected = (line["error"] for line in lines_in(log))
+        assert (opened["class"], opened["gave_up"]) == ("InternalServerError", "circuit open")
+        assert (rejected["class"], rejected["gave_up"]) == ("CircuitOpenError", "circuit open")
+        assert rejected["last_failure"] == "InternalServerError: Service unavailable."
+
+
+class TestErrorsOfOtherLibraries:
+    def test_they_are_retried(self, run: Run, clock: FakeClock) -> None:
+        pipeline = Pipeline(retrier=retrier())
+        assert run(pipeline, ending_in(foreign(503), foreign(429), "result")) == "result"
+        assert clock.waits == [1, 2]
+
+    def test_they_are_marked(self, run: Run, clock: FakeClock) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        pipeline = Pipeline(retrier=retrier(), breaker=breaker)
+        error = foreign(400)
+        with pytest.raises(type(error)) as raised:
+            run(pipeline, ending_in(error))
+        assert (raised.value.status_code, raised.value.retryable) == (400, False)  # type: ignore[attr-defined]
+        assert breaker.state == "closed"
+
+
+class TestBreaker:
+    @pytest.mark.parametrize(
+        ("error", "state"),
+        [
+            (down(), "open"),
+            (APIResponseValidationError("an HTML page with a 200"), "open"),
+            (foreign(503), "open"),
+            (AuthenticationError(401, "Invalid API Key"), "closed"),
+            (InvalidRequestError("messages must be a list"), "closed"),
+            (foreign(404), "closed"),
+        ],
+        ids=str,
+    )
+    def test_which_errors_open_it(self, run: Run, error: Exception, state: str) -> None:
+        breaker = CircuitBreaker("api")
+        for _ in range(breaker.failure_threshold):
+            with pytest.raises(type(error)):
+                run(Pipeline(breaker=breaker), ending_in(error))
+        assert breaker.state == state
+
+
+class TestRetryAfter:
+    """A 429 pauses every caller that shares the limiters."""
+
+    @pytest.mark.parametrize(
+        ("retry_after", "paused"),
+        [(0.5, 0.5), (60.0, 60), (86400.0, 60), (None, 0), (0.0, 0), (math.nan, 0), (math.inf, 0),
+         (-1.0, 0), ("2", 0)],
+    )  # fmt: skip
+    def test_it_pauses_both_limiters(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, retry_after: Any, paused: float
+    ) -> None:
+        """Not for longer than the retrier's max_retry_after; a senseless number is ignored."""
+        limiter, token_limiter = RateLimiter(), TokenLimiter(1000)
+        told: list[float] = []
+        monkeypatch.setattr(limiter, "pause", told.append)
+        monkeypatch.setattr(token_limiter, "pause", told.append)
+        pipeline = Pipeline(
+            retrier=retrier(1, max_retry_after=60), limiter=limiter, token_limiter=token_limiter
+        )
+        error = RateLimitError(429, "Slow down", retry_after=retry_after)
+        with pytest.raises(RateLimitError) as raised:
+            run(pipeline, ending_in(error))
+        assert raised.value is error
+        assert told == ([paused, paused] if paused else [])
+
+    def test_only_a_429_does(self, run: Run, clock: FakeClock) -> None:
+        limiter = RateLimiter(10**9)
+        error = InternalServerError(503, "Down", retry_after=7)
+        with pytest.raises(InternalServerError):
+            run(Pipeline(limiter=limiter), ending_in(error))
+        run(Pipeline(limiter=limiter), ending_in("result"))
+        assert clock.now - 1000 == pytest.approx(0, abs=1e-3)
+
+    def test_the_retry_waits_that_long(self, run: Run, clock: FakeClock) -> None:
+        pipeline = Pipeline(retrier=retrier(), limiter=RateLimiter(10**9))
+        error = foreign(429, **{"Retry-After": "7"})
+        assert run(pipeline, ending_in(error, "result")) == "result"
+        assert clock.now - 1000 == pytest.approx(7, abs=1e-3)
+
+
+class TestTotalTimeout:
+    """The retrier's total timeout bounds a call with all its attempts and waits."""
+
+    def test_each_attempt_is_told_what_is_left(self, run: Run, clock: FakeClock) -> None:
+        told: list[float | None] = []
+
+        def operation(attempt: Attempt) -> None:
+            told.append(attempt.remaining)
+            if attempt.number == 3:
+                clock.now += 100
+                told.append(attempt.remaining)
+            raise down()
+
+        with pytest.raises(InternalServerError):
+            run(Pipeline(retrier=retrier(5, total_timeout=8)), operation)
+        assert told == [8, 7, 5, 0.01]
+
+    def test_without_one(self, run: Run) -> None:
+        assert run(Pipeline(), lambda attempt: (attempt.remaining,)) == (None,)
+
+    def test_it_bounds_the_wait_for_tokens(self, run: Run) -> None:
+        token_limiter = TokenLimiter(1000)
+        token_limiter.pause(30)
+        pipeline = Pipeline(retrier=retrier(total_timeout=0.01), token_limiter=token_limiter)
+        with pytest.raises(REJECTIONS, match="no room for"):
+            run(pipeline, ending_in("never called"), tokens=10)
+
+
+class TestTokens:
+    """Each attempt reserves its estimate; what is known to be used replaces it."""
+
+    ESTIMATE = 100
+
+    @pytest.mark.parametrize(
+        ("usage", "booked"),
+        [
+            (SimpleNamespace(total_tokens=40), 40),
+            ({"total_tokens": 40}, 40),
+            (SimpleNamespace(input_tokens=30, output_tokens=10), 40),
+            (SimpleNamespace(total_tokens=-4), 0),
+            (SimpleNamespace(total_tokens=None), ESTIMATE),
+            (SimpleNamespace(input_tokens=None, output_tokens=10), ESTIMATE),
+            (SimpleNamespace(total_tokens="40"), ESTIMATE),
+            ("40 tokens", ESTIMATE),
+            (None, ESTIMATE),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize(
+        "result",
+        [
+            with_usage,
+            lambda usage: {"usage": usage},
+            lambda usage: SimpleNamespace(data=with_usage(usage)),
+            lambda usage: SimpleNamespace(usage_metadata=usage),
+        ],
+        ids=["object", "dict", "event", "langchain"],
+    )
+    def test_usage(self, run: Run, result: Callable[[Any], Any], usage: Any, booked: int) -> None:
+        limiter = TokenLimiter(1000)
+        run(Pipeline(token_limiter=limiter), ending_in(result(usage)), tokens=self.ESTIMATE)
+        assert limiter.available == 1000 - booked
+
+    def test_the_operation_knows_better(self, run: Run) -> None:
+        def operation(attempt: Attempt) -> Any:
+            attempt.settle(7)
+            attempt.settle(8)
+            return with_usage({"total_tokens": 40})
+
+        limiter = TokenLimiter(1000)
+        run(Pipeline(token_limiter=limiter), operation, tokens=self.ESTIMATE)
+        assert limiter.available == 1000 - 7
+
+    @pytest.mark.parametrize(
+        ("error", "booked"),
+        [
+            (AuthenticationError(401, "No"), 0),
+            (foreign(503), 0),
+            (InvalidRequestError("messages must be a list"), 0),
+            (APITimeoutError("too late"), ESTIMATE),
+            (APIResponseValidationError("truncated"), ESTIMATE),
+            (APIStreamBrokenError("broke off", "Hel"), ESTIMATE),
+            (ValueError("a bug in the operation"), ESTIMATE),
+        ],
+        ids=str,
+    )
+    def test_failure(self, run: Run, error: Exception, booked: int) -> None:
+        """A rejected call used no tokens; one without a response may have used all of them."""
+        limiter = TokenLimiter(1000)
+        with pytest.raises(type(error)):
+            run(Pipeline(token_limiter=limiter), ending_in(error), tokens=self.ESTIMATE)
+        assert limiter.available == 1000 - booked
+
+    def test_each_attempt_has_its_own(self, run: Run, clock: FakeClock) -> None:
+        limiter = TokenLimiter(1000)
+        operation = ending_in(APITimeoutError("late"), down(), with_usage({"total_tokens": 40}))
+        run(Pipeline(retrier=retrier(), token_limiter=limiter), operation, tokens=self.ESTIMATE)
+        assert limiter.available == 1000 - self.ESTIMATE - 40
+
+    def test_no_slot(self, run: Run, clock: FakeClock) -> None:
+        limiter, token_limiter = RateLimiter(600), TokenLimiter(1000)
+        limiter.pause(30)
+        pipeline = Pipeline(
+            retrier=retrier(total_timeout=1), limiter=limiter, token_limiter=token_limiter
+        )
+        with pytest.raises(REJECTIONS):
+            run(pipeline, ending_in("never called"), tokens=self.ESTIMATE)
+        assert token_limiter.available == 1000
+
+
+class TestLog:
+    def test_one_line_per_call(self, run: Run, log: Path, clock: FakeClock) -> None:
+        pipeline = Pipeline(retrier=retrier(), logger=ErrorLogger(log))
+        run(pipeline, ending_in("result"), name="embedding", context={"user": "ada"})
+        run(pipeline, ending_in(down(), down(), "result"), name="chat")
+        with pytest.raises(AuthenticationError):
+            run(pipeline, ending_in(AuthenticationError(401, "Invalid API Key")), name="chat")
+        lines = lines_in(log)
+        assert [(line["type"], line["success"]) for line in lines] == [
+            ("embedding", True), ("chat", True), ("chat", False)
+        ]  # fmt: skip
+        assert [line["context"]["attempts"] for line in lines] == [1, 3, 1]
+        assert lines[0]["context"] == {"user": "ada", "attempts": 1}
+        assert lines[2]["error"]["class"] == "AuthenticationError"
+
+    def test_context_is_copied(self, run: Run, log: Path) -> None:
+        context = {"user": "ada"}
+        run(Pipeline(logger=ErrorLogger(log)), ending_in("result"), context=context)
+        assert context == {"user": "ada"}
+
+    def test_reason_for_giving_up(self, run: Run, log: Path, clock: FakeClock) -> None:
+        budget = RetryBudget(0)
+        pipeline = Pipeline(retrier=retrier(budget=budget), logger=ErrorLogger(log))
+        with pytest.raises(InternalServerError):
+            run(pipeline, ending_in(down()))
+        assert lines_in(log)[0]["error"]["gave_up"] == "retry budget exhausted"
+
+
+class TestInterruption:
+    """Ctrl-C and cancellation pass through, wherever they strike, and leave nothing behind."""
+
+    def test_ctrl_c(self, run: Run, log: Path, clock: FakeClock) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        pipeline = Pipeline(breaker=breaker, logger=ErrorLogger(log))
+        with pytest.raises(InternalServerError):
+            run(pipeline, ending_in(down()))
+        clock.now += 60  # the next call is the probe
+        with pytest.raises(KeyboardInterrupt):
+            run(pipeline, ending_in(KeyboardInterrupt()))
+        assert run(pipeline, ending_in("result")) == "result"
+        assert breaker.state == "closed"
+        assert len(lines_in(log)) == 2, "the interrupted call has no line"
+
+    @pytest.mark.parametrize("form", ["call", "stream"])
+    def test_ctrl_c_anywhere(self, form: str) -> None:
+        breaker = CircuitBreaker("api", failure_threshold=1, recovery_timeout=0)
+        limiter, token_limiter = RateLimiter(10**9), TokenLimiter(10**9)
+        pipeline = Pipeline(breaker=breaker, limiter=limiter, token_limiter=token_limiter)
+        with contextlib.suppress(InternalServerError):
+            pipeline.call(ending_in(down()))  # each of the following calls is a probe
+
+        def call() -> None:
+            if form == "call":
+                pipeline.call(ending_in(down()), tokens=1)
+            else:
+                list(pipeline.stream(lambda attempt: iter(["a"]), tokens=1))
+
+        def call_that_fails() -> None:
+            with contextlib.suppress(InternalServerError):
+                call()
+
+        for _ in interrupt_everywhere(call_that_fails):
+            assert breaker.state in ("half-open", "closed")
+            assert pipeline.call(ending_in("result")) == "result"
+            with contextlib.suppress(InternalServerError):
+                pipeline.call(ending_in(down()))
+
+    @pytest.mark.parametrize("form", ["call_async", "stream_async"])
+    def test_cancelled_anywhere(self, form: str) -> None:
+        closed: list[int] = []
+        opened: list[int] = []
+
+        async def operation(attempt: Attempt) -> str:
+            await asyncio.sleep(0)
+            return "result"
+
+        async def pieces(attempt: Attempt) -> AsyncIterator[str]:
+            opened.append(1)
+            try:
+                for piece in ("a", "b"):
+                    await asyncio.sleep(0)
+                    yield piece
+            finally:
+                closed.append(1)
+
+        async def one_call(pipeline: Pipeline) -> None:
+            if form == "call_async":
+                await pipeline.call_async(operation, tokens=1)
+            else:
+                async with contextlib.aclosing(pipeline.stream_async(pieces, tokens=1)) as stream:
+                    async for _ in stream:
+                        await asyncio.sleep(0)
+
+        async def cancelled_after(steps: int) -> bool:
+            breaker = CircuitBreaker("api", failure_threshold=1, recovery_timeout=0)
+            with contextlib.suppress(InternalServerError):
+                breaker.call(lambda: ending_in(down())(None))  # type: ignore[arg-type]
+            limiter, token_limiter = RateLimiter(3000), TokenLimiter(1000)
+            limiter.acquire()  # the call has to wait a moment for its slot
+            pipeline = Pipeline(breaker=breaker, limiter=limiter, token_limiter=token_limiter)
+            task = asyncio.create_task(one_call(pipeline))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            waiting = not opened
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            assert len(opened) == len(closed)
+            if waiting and form == "stream_async":
+                assert token_limiter.available == 1000
+            assert await pipeline.call_async(operation) == "result"
+            assert breaker.state == "closed"
+            opened.clear()
+            closed.clear()
+            return task.cancelled()
+
+        async def at_all_points() -> int:
+            steps = 0
+            while await cancelled_after(steps):
+                steps += 1
+            return steps
+
+        assert asyncio.run(at_all_points()) > 3
+
+
+class TestMemory:
+    """The error refers to the call's frames, so nothing of the call may refer to the error."""
+
+    @pytest.mark.parametrize("form", ["call", "call_async", "stream", "stream_async"])
+    def test_a_failed_call_is_freed_at_once(self, form: str, clock: FakeClock) -> None:
+        class Prompt:
+            """Stands for what a call needs."""
+
+        async def one_call(prompt: Prompt) -> None:
+            def fail(attempt: Attempt) -> Any:
+                assert prompt
+                raise down()
+
+            with contextlib.suppress(InternalServerError, CircuitOpenError):
+                called = getattr(pipeline, form)(fail)
+                if form == "call_async":
+                    await called
+                elif form == "stream":
+                    next(called)
+                else:
+                    await anext(called)
+
+        async def four_calls() -> None:
+            for _ in range(4):  # gives up twice, then opens the circuit, then is rejected
+                prompt = Prompt()
+                reference = weakref.ref(prompt)
+                await one_call(prompt)
+                del prompt
+                alive.append(reference() is not None)
+
+        alive: list[bool] = []
+        breaker = CircuitBreaker("api", failure_threshold=5)
+        pipeline = Pipeline(retrier=retrier(2), breaker=breaker)
+        gc.collect()
+        gc.disable()
+        try:
+            asyncio.run(four_calls())
+        finally:
+            gc.enable()
+        assert breaker.state == "open"
+        assert alive == [False] * 4
+
+
+class Pieces:
+    """A stream, plain and async, that is a context manager as those of the SDKs are.
+
+    An error among the pieces is raised.
+    """
+
+    def __init__(self, *pieces: Any, usage: Any = None) -> None:
+        self.closed = 0
+        self.usage = usage
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[Any]:
+        for piece in self._pieces:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for piece in self:
+            yield piece
+
+    def __enter__(self) -> Pieces:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.closed += 1
+
+    async def __aenter__(self) -> Pieces:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.closed += 1
+
+
+@pytest.fixture(params=["stream", "stream_async"])
+def read(request: pytest.FixtureRequest) -> Run:
+    """Read a stream in one of its two forms: the next of these, with each attempt.
+
+    With ``stop_after``, the reader stops after so many pieces.
+    """
+
+    def stream(
+        pipeline: Pipeline, *streams: Any, stop_after: int | None = None, **options: Any
+    ) -> list[Any]:
+        opened = pipeline.stream(ending_in(*streams), **options)
+        with contextlib.closing(opened) as pieces:
+            return list(itertools.islice(pieces, stop_after))
+
+    def stream_async(
+        pipeline: Pipeline, *streams: Any, stop_after: int | None = None, **options: Any
+    ) -> list[Any]:
+        async def collected() -> list[Any]:
+            read: list[Any] = []
+            opened = pipeline.stream_async(ending_in(*streams), **options)
+            async with contextlib.aclosing(opened) as pieces:
+                while len(read) != stop_after:
+                    piece = await anext(pieces, None)
+                    if piece is None:
+                        break
+                    read.append(piece)
+            return read
+
+        return asyncio.run(collected())
+
+    return stream if request.param == "stream" else stream_async
+
+
+class TestStream:
+    """All helpers until the first piece; then the stream is committed."""
+
+    def test_pieces(self, read: Run, log: Path) -> None:
+        stream = Pieces("a", "b", "c")
+        assert read(Pipeline(logger=ErrorLogger(log)), stream) == ["a", "b", "c"]
+        assert stream.closed == 1
+        (line,) = lines_in(log)
+        assert (line["type"], line["success"]) == ("stream", True)
+
+    def test_no_pieces(self, read: Run) -> None:
+        assert read(Pipeline(), Pieces()) == []
+
+    def test_nothing_is_opened_before_it_is_read(self) -> None:
+        Pipeline().stream(ending_in())
+        Pipeline().stream_async(ending_in())
+
+    def test_failures_before_the_first_piece(self, read: Run, clock: FakeClock, log: Path) -> None:
+        broken, whole = Pieces(APITimeoutError("late"), "x"), Pieces("a", "b")
+        pipeline = Pipeline(retrier=retrier(), logger=ErrorLogger(log))
+        assert read(pipeline, down(), broken, whole) == ["a", "b"]
+        assert clock.waits == [1, 2]
+        assert (broken.closed, whole.closed) == (1, 1)
+        assert lines_in(log)[0]["context"] == {"attempts": 3}
+
+    def test_failure_after_the_first_piece(self, read: Run, clock: FakeClock, log: Path) -> None:
+        """It is not retried, but it counts against the service, and is logged."""
+        breaker = CircuitBreaker("api", failure_threshold=1)
+        pipeline = Pipeline(retrier=retrier(), breaker=breaker, logger=ErrorLogger(log))
+        error = foreign(503)
+        stream = Pieces("a", error)
+        with pytest.raises(type(error)) as raised:
+            read(pipeline, stream, Pieces("never opened"))
+        assert raised.value is error
+        assert raised.value.status_code == 503  # type: ignore[attr-defined]
+        assert stream.closed == 1
+        assert clock.waits == []
+        assert breaker.state == "open"
+        (line,) = lines_in(log)
+        assert (line["success"], line["error"]["class"]) == (False, "HTTPStatusError")
+
+    def test_a_first_piece_is_a_success(self, read: Run, clock: FakeClock) -> None:
+        """Else the probe of a half-open circuit would last as long as its reader likes."""
+        breaker = CircuitBreaker("api", failure_threshold=1, recovery_timeout=0)
+        with pytest.raises(InternalServerError):
+            read(Pipeline(breaker=breaker), down())
+        assert read(Pipeline(breaker=breaker), Pieces("a", "b"), stop_after=1) == ["a"]
+        assert breaker.state == "closed"
+
+    def test_reader_stops_early(self, read: Run, log: Path) -> None:
+        limiter = TokenLimiter(1000)
+        stream = Pieces("a", {"usage": {"total_tokens": 40}}, "c")
+        pipeline = Pipeline(token_limiter=limiter, logger=ErrorLogger(log))
+        assert read(pipeline, stream, stop_after=1, tokens=100) == ["a"]
+        assert stream.closed == 1
+        assert limiter.available == 900, "the server may have used them all"
+        assert [line["success"] for line in lines_in(log)] == [True]
+
+    @pytest.mark.parametrize(
+        ("stream", "used"),
+        [
+            (Pieces("a", {"usage": {"total_tokens": 40}}), 40),
+            (Pieces({"usage": {"total_tokens": 1}}, {"usage": {"total_tokens": 40}}), 40),
+            (Pieces("a", {"usage": {"total_tokens": 1}}, usage={"total_tokens": 40}), 40),
+            (Pieces("a", {"usage": {"total_tokens": 40}}, "c"), 100),
+            (Pieces(usage={"total_tokens": 40}), 40),
+        ],
+        ids=["last piece", "counts that grow", "stream", "no usage at the end", "no pieces"],
+    )
+    def test_usage(self, read: Run, stream: Pieces, used: int) -> None:
+        limiter = TokenLimiter(1000)
+        read(Pipeline(token_limiter=limiter), stream, tokens=100)
+        assert limiter.available == 1000 - used
+
+    @pytest.mark.parametrize("stop_after", [1, None])
+    def test_generators_are_closed(self, stop_after: int | None) -> None:
+        closed: list[str] = []
+
+        def plain() -> Iterator[str]:
+            try:
+                yield from "ab"
+            finally:
+                closed.append("plain")
+
+        async def awaited() -> AsyncIterator[str]:
+            try:
+                for piece in "ab":
+                    yield piece
+            finally:
+                closed.append("async")
+
+        async def read_async() -> None:
+            stream = Pipeline().stream_async(lambda attempt: awaited())
+            async with contextlib.aclosing(stream):
+                async for _ in stream:
+                    if stop_after:
+                        break
+
+        with contextlib.closing(Pipeline().stream(lambda attempt: plain())) as stream:
+            list(itertools.islice(stream, stop_after))
+            assert closed == ["plain"] * (stop_after is None)
+        asyncio.run(read_async())
+        assert closed == ["plain", "async"]
+
+    def test_context_manager_that_gives_another_object(self) -> None:
+        """httpx.stream() is one."""
+        closed: list[bool] = []
+
+        @contextlib.contextmanager
+        def opened() -> Iterator[list[str]]:
+            yield ["a", "b"]
+            closed.append(True)
+
+        assert list(Pipeline().stream(lambda attempt: opened())) == ["a", "b"]
+        assert closed == [True]
+
+    def test_an_async_function_may_open_it(self) -> None:
+        async def open_stream(attempt: Attempt) -> Pieces:
+            await asyncio.sleep(0)
+            return Pieces("a", "b")
+
+        async def read_async() -> list[str]:
+            return [piece async for piece in Pipeline().stream_async(open_stream)]
+
+        assert asyncio.run(read_async()) == ["a", "b"]
