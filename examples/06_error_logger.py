@@ -1,7 +1,7 @@
 """Example 6: Error logging and monitoring. You can't fix what you didn't log.
 
     python examples/06_error_logger.py                        # simulated: nothing is sent
-    python examples/06_error_logger.py --faults ok,503,401    # six real calls, and an alert
+    python examples/06_error_logger.py --faults ok,503,401    # six calls, two fail: an alert
 
 The log is `mistral_errors.log` next to README.md, with one JSON object per line. Set
 MISTRAL_LOG_FILE to write to another file. The alert is called once when too many of the last
@@ -10,7 +10,6 @@ requests failed, not once per failure.
 This is the last of the six examples. lib/resilient_client.py combines all the helpers.
 """
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from lib.client import MistralClient
 from lib.error_logger import ErrorLogger
 from lib.errors import APITimeoutError, MistralError, RateLimitError
 
+CALLS = 6
 ALERT_WINDOW = 3  # requests
 
 SUMMARY = """\
@@ -65,15 +65,13 @@ def log_simulated_results() -> None:
 
 
 def log_real_calls(client: MistralClient) -> None:
-    """Log six calls that may fail, alert on the failure rate, and read the log back."""
-    path = Path(log_file())
-    already_there = 0
-    with contextlib.suppress(OSError):
-        already_there = path.stat().st_size
-    logger = ErrorLogger(path, alert=print_alert, alert_threshold=0.5, alert_window=ALERT_WINDOW)
+    """Log calls that may fail, alert on the failure rate, and read the log back."""
+    logger = ErrorLogger(
+        log_file(), alert=print_alert, alert_threshold=0.5, alert_window=ALERT_WINDOW
+    )
 
     print("Testing error logging:")
-    for number in range(1, 7):
+    for number in range(1, CALLS + 1):
         error = None
         try:
             client.chat([{"role": "user", "content": f"Test {number}"}], max_tokens=5)
@@ -85,12 +83,10 @@ def log_real_calls(client: MistralClient) -> None:
         sys.exit(1)
 
     print("\nThe log, read back:")
-    for line in path.read_bytes()[already_there:].splitlines():
+    for line in Path(logger.path).read_text("ascii").splitlines()[-CALLS:]:
         record = json.loads(line)
-        if "number" not in record["context"]:
-            continue  # a record of another program that shares this log
-        found = record["error"]
-        outcome = f"{found['class']}: {found['message']}" if found else "Success"
+        error = record["error"]
+        outcome = f"{error['class']}: {error['message']}" if error else "Success"
         print(f"  Call {record['context']['number']}: {outcome}")
     print_metrics(logger)
 
