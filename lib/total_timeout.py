@@ -215,7 +215,7 @@ class _Connection(HTTPConnection):
             found = socket.getaddrinfo(host, self.port, socket.AF_UNSPEC, socket.SOCK_STREAM)
         except OSError as error:
             raise NewConnectionError(self, f"Failed to resolve {host!r}: {error}") from error
-        addresses = [str(address[0]) for *_, address in found]
+        addresses = [str(address[0]) for *_, address in found] or [host]
         try:
             while True:
                 self._dns_host = addresses.pop(0)

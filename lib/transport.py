@@ -26,6 +26,7 @@ import requests
 import urllib3
 from requests.auth import AuthBase
 from requests.structures import CaseInsensitiveDict
+from requests.utils import select_proxy
 
 from .errors import APIConnectionError, APITimeoutError, error_from_response
 from .total_timeout import Deadline, TotalTimeoutAdapter
@@ -45,10 +46,11 @@ BASE_URL = re.compile(
 class Transport:
     """Send requests to one base URL with one key. Thread-safe.
 
-    After a fork, the child has connections of its own. A ``session`` of your own is used as
-    it is: it is not closed, and not replaced after a fork. With it, the total timeout limits
-    the attempt to connect, each read and the body, but not headers that arrive byte by byte,
-    unless you mount a TotalTimeoutAdapter.
+    After a fork, the child has connections of its own.
+
+    A ``session`` of your own is used as it is. It is not closed, and not replaced after a
+    fork. Unless you mount a TotalTimeoutAdapter on it, headers that arrive byte by byte are
+    not limited by the total timeout, and an interim response (1xx) is an error.
 
     Raises ValueError for an invalid base URL, and for a key that an HTTP header cannot
     carry; the message never shows the key.
@@ -91,6 +93,8 @@ class Transport:
                     stream=True,
                 )
             with raw:
+                if raw.status_code < 200:  # unread, so that the response goes to no other caller
+                    raise APIConnectionError(f"{self._host} sent an interim response (1xx)")
                 response = Response(raw, deadline, self._auth)
                 if not 200 <= raw.status_code <= 299:
                     text = response.error_text()
@@ -98,7 +102,7 @@ class Transport:
                 yield response
             return
         except FAILURES as error:
-            failure = _connection_error(error, self._host, deadline)
+            failure = self._named(error, deadline)
             failure.__cause__ = self._auth.cause(error)
         raise failure  # outside of the handler, whose variables may show the key
 
@@ -111,6 +115,31 @@ class Transport:
         """Open connections of the child's own: two processes on one would mix up responses."""
         if self._owns_session:
             self._session = _new_session()
+
+    def _named(self, error: Exception, deadline: Deadline) -> APIConnectionError:
+        """Return an error that names the root cause of an exception of requests or urllib3."""
+        causes = _causes(error)
+        settings = self._session.merge_environment_settings(
+            self.base_url, dict(self._proxies), None, None, None
+        )
+        peer, verify = self._host, settings["verify"]
+        if any(isinstance(cause, urllib3.exceptions.ProxyError) for cause in causes):
+            peer = "the proxy"
+        elif select_proxy(self.base_url, settings["proxies"]):
+            peer += " (through a proxy)"
+        if deadline.remaining() <= 0:
+            total = f"within the total timeout of {deadline.seconds:g} s"
+            return APITimeoutError(f"{peer} did not respond {total}")
+        for error_class, message, classes in NAMES:
+            for cause in causes:
+                if isinstance(cause, classes):
+                    return error_class(message.format(peer=peer, cause=cause, verify=verify))
+        # An OSError of no special class says itself what failed: a route, a proxy, a CA file.
+        details = [str(cause) for cause in causes if type(cause) is OSError] or [
+            type(error).__name__
+        ]
+        detail = "".join(filter(str.isprintable, details[0]))
+        return APIConnectionError(f"the connection to {peer} failed ({detail:.200})")
 
 
 class Response:
@@ -127,6 +156,7 @@ class Response:
         )
         self.redact = auth.redact
         self._raw = raw.raw
+        self._raw.enforce_content_length = True  # urllib3 1.26 takes half a body for a whole one
         self._deadline = deadline
         _instances.add(self)
 
@@ -280,27 +310,13 @@ NAMES: tuple[tuple[type[APIConnectionError], str, tuple[type[Exception], ...]], 
      (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError)),
     (APIConnectionError, "the address of {peer} was not found", (socket.gaierror,)),
     (APIConnectionError, "{peer} refused the connection", (ConnectionRefusedError,)),
-    (APIConnectionError, "no secure connection to {peer}: {cause.reason}", (ssl.SSLError,)),
+    (APIConnectionError, "no secure connection to {peer}: {cause.reason} (verify={verify})",
+     (ssl.SSLError,)),
     (APIConnectionError, "{peer} sent a body that cannot be decompressed",
      (zlib.error, urllib3.exceptions.DecodeError)),
     (APIConnectionError, "{peer} closed the connection before the response was complete",
      (ConnectionError, urllib3.exceptions.ProtocolError, urllib3.exceptions.IncompleteRead)),
 )  # fmt: skip
-
-
-def _connection_error(error: Exception, host: str, deadline: Deadline) -> APIConnectionError:
-    """Return an error that names the root cause of a requests or urllib3 exception."""
-    causes = _causes(error)
-    through_proxy = any(isinstance(cause, urllib3.exceptions.ProxyError) for cause in causes)
-    peer = "the proxy" if through_proxy else host
-    if deadline.remaining() <= 0:
-        total = f"within the total timeout of {deadline.seconds:g} s"
-        return APITimeoutError(f"{peer} did not respond {total}")
-    for error_class, message, classes in NAMES:
-        for cause in causes:
-            if isinstance(cause, classes):
-                return error_class(message.format(peer=peer, cause=cause))
-    return APIConnectionError(f"the connection to {peer} failed ({type(error).__name__})")
 
 
 def _causes(error: BaseException) -> list[BaseException]:

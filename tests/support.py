@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -380,3 +381,49 @@ def _read_request(connection: socket.socket) -> bytes:
         if found := re.search(rb"(?i)\r\ncontent-length: *([0-9]+)\r\n", data):
             length = int(found[1])
     return data
+
+
+CERTIFICATE = str(ROOT / "tests" / "localhost.pem")  # with its key: for tests only
+
+Handler = Callable[[socket.socket, threading.Event], object]
+
+
+@contextlib.contextmanager
+def serving(handle: Handler, *, tls: bool = False) -> Iterator[str]:
+    """Let ``handle(connection, stopping)`` serve each connection in a thread of its own."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    stopping = threading.Event()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    threads: list[threading.Thread] = []
+    connections: list[socket.socket] = []
+
+    def serve(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            stack.enter_context(connection)
+            if tls:
+                connection = stack.enter_context(context.wrap_socket(connection, server_side=True))
+            handle(connection, stopping)
+
+    def accept() -> None:
+        while True:
+            connection, _ = listener.accept()
+            if stopping.is_set():
+                return connection.close()
+            connections.append(connection)
+            threads.append(threading.Thread(target=serve, args=[connection]))
+            threads[-1].start()
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    try:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}/"
+    finally:
+        stopping.set()
+        socket.create_connection(listener.getsockname()).close()  # wakes accept()
+        for connection in connections:
+            with contextlib.suppress(OSError):  # wakes recv()
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in (accepting, *threads):
+            thread.join()
+        listener.close()

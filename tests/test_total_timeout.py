@@ -1,0 +1,378 @@
+"""lib/total_timeout.py: whatever the server does, a requests call ends by the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from conftest import FakeClock
+from lib.total_timeout import Deadline, TotalTimeoutAdapter, total_timeout
+from support import CERTIFICATE, Handler, RawServer, raw_response, run_in_threads, serving
+
+OK = raw_response("200 OK", b"Hello")
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+LARGE = b"x" * 8_000_000  # more than the buffers between two sockets hold
+
+
+def silent(connection: socket.socket, stopping: threading.Event) -> None:
+    stopping.wait(10)
+
+
+def reading_slowly(connection: socket.socket, stopping: threading.Event) -> None:
+    while not stopping.wait(0.01):
+        connection.recv(1000)
+
+
+def answering(*responses: bytes) -> Handler:
+    """Send each connection the responses, one a request."""
+
+    def answer(connection: socket.socket, stopping: threading.Event) -> None:
+        for response in responses:
+            connection.recv(65536)
+            connection.sendall(response)
+
+    return answer
+
+
+def dripping(first: bytes, piece: bytes) -> Handler:
+    def drip(connection: socket.socket, stopping: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(first)
+        while not stopping.wait(0.01):
+            connection.sendall(piece)
+
+    return drip
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[requests.Session]:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", CERTIFICATE)
+    with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, TotalTimeoutAdapter())
+        yield session
+
+
+@contextlib.contextmanager
+def ends_in_time(seconds: float = 0.05) -> Iterator[Deadline]:
+    """Give the block that many seconds, and expect it to end as a requests.Timeout."""
+    started_at = time.monotonic()
+    message = f"within the total timeout of {seconds:g} s"
+    with pytest.raises(requests.Timeout, match=message), total_timeout(seconds) as deadline:
+        yield deadline
+    assert time.monotonic() - started_at < seconds + 2
+
+
+class TestEveryPhase:
+    """It ends by the deadline, as a requests.Timeout."""
+
+    @pytest.mark.parametrize(
+        "handle",
+        [
+            silent,
+            dripping(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+            dripping(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+            dripping(HEAD + b"X-Filler: ", b"x"),
+            dripping(HEAD + b"\r\n", b"x"),
+            dripping(HEAD + b"Content-Length: 9999\r\n\r\n", b"x"),
+            dripping(CHUNKED, b"0"),
+            dripping(CHUNKED, b"1\r\nx\r\n"),
+            dripping(CHUNKED + b"0\r\n", b"X-Trailer: 1\r\n"),
+        ],
+        ids=["silence", "103", "100", "header", "body without an end", "body", "chunk size",
+             "chunks", "trailers"],
+    )  # fmt: skip
+    def test_receiving(self, session: requests.Session, handle: Handler) -> None:
+        with serving(handle) as url, ends_in_time():
+            session.get(url, timeout=60)
+
+    def test_sending(self, session: requests.Session) -> None:
+        for handle in (silent, reading_slowly):
+            with serving(handle) as url, ends_in_time():
+                session.post(url, data=LARGE, timeout=60)
+
+    @pytest.mark.parametrize(
+        ("handle", "method"),
+        [(silent, "GET"), (dripping(HEAD, b"X"), "GET"), (silent, "POST"),
+         (reading_slowly, "POST")],
+    )  # fmt: skip
+    def test_tls(self, session: requests.Session, handle: Handler, method: str) -> None:
+        with serving(handle, tls=True) as url, ends_in_time(0.1):
+            session.request(method, url, data=LARGE if method == "POST" else None, timeout=60)
+
+    def test_tls_handshake(self, session: requests.Session) -> None:
+        for handle in (silent, dripping(b"\x16\x03\x03\x20\x00", b"\x02")):
+            with serving(handle) as url, ends_in_time():
+                session.get(url.replace("http", "https"), timeout=60)
+
+    @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+    @pytest.mark.parametrize(
+        "handle", [silent, dripping(HEAD, b"X"), dripping(HEAD + b"\r\n", b"")],
+        ids=["silence", "header", "handshake"],
+    )  # fmt: skip
+    def test_proxy(self, session: requests.Session, handle: Handler, tls: bool) -> None:
+        with serving(handle, tls=tls) as url, ends_in_time(0.1):
+            session.get("https://no-such-host.invalid/", proxies={"https": url}, timeout=60)
+
+    def test_decompression(self, session: requests.Session, clock: FakeClock) -> None:
+        """Also if all of the body has arrived."""
+        body = gzip.compress(b" " * 5_000_000)
+        response = raw_response("200 OK", body, "Content-Encoding: gzip")
+        with RawServer(response, then="next") as server, total_timeout(600):
+            pieces = session.get(server.url, stream=True, timeout=60).iter_content(1000)
+            next(pieces)
+            clock.now += 600
+            with pytest.raises(requests.Timeout, match="within the total timeout of 600 s"):
+                next(pieces)
+            session.close()
+
+
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """A port that neither accepts nor refuses a connection."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):  # nobody accepts these, so there is no room for another one
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+class Names:
+    """Resolves the host ``several.test``, and counts the look-ups."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+        self.looked_up: list[str] = []
+        self._addresses = addresses
+        self._resolve = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self._getaddrinfo)
+
+    def _getaddrinfo(self, host: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        if not host[0].isdigit():
+            self.looked_up.append(host)
+        if host != "several.test":
+            return self._resolve(host, *args, **kwargs)
+        return [info for each in self._addresses for info in self._resolve(each, *args, **kwargs)]
+
+
+needs_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere, 127.0.0.2 is not this machine"
+)
+
+
+class TestAddresses:
+    """The addresses of a host are tried in order, until one connects."""
+
+    @needs_linux
+    def test_all_together_end_by_the_deadline(
+        self, session: requests.Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = Names(monkeypatch, *["127.0.0.1"] * 20)
+        with silent_port() as port, ends_in_time(0.2):
+            session.get(f"http://several.test:{port}/", timeout=(0.15, 60))
+        assert names.looked_up == ["several.test"]
+
+    @needs_linux
+    def test_the_next_one_is_tried(
+        self, session: requests.Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Names(monkeypatch, "127.0.0.2", "127.0.0.1")
+        with RawServer(OK) as server, total_timeout(5):
+            assert session.get(f"http://several.test:{server.port}/", timeout=5).text == "Hello"
+
+    @needs_linux
+    def test_the_certificate_is_checked_for_the_name_of_the_host(
+        self, session: requests.Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Names(monkeypatch, "127.0.0.1")
+        with serving(silent, tls=True) as url, pytest.raises(requests.exceptions.SSLError):
+            session.get(url.replace("127.0.0.1", "several.test"), timeout=5)
+
+    def test_none(self, session: requests.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A look-up that fails is not repeated, since it can take long."""
+        names = Names(monkeypatch)
+        for host in ("no-such-host.invalid", "several.test"):
+            with pytest.raises(requests.ConnectionError, match=f"resolve '{host}|empty list"):
+                session.get(f"http://{host}/", timeout=5)
+        assert names.looked_up.count("no-such-host.invalid") == 1
+
+
+class TestOtherTimeouts:
+    """Those of requests mean what they say: one attempt to connect, and each silence."""
+
+    def test_connect_timeout_limits_connecting_only(self, session: requests.Session) -> None:
+        def read_with_a_break(connection: socket.socket, stopping: threading.Event) -> None:
+            stopping.wait(0.3)
+            left = len(LARGE)
+            while left > 0:
+                left -= len(connection.recv(1_000_000))
+            connection.sendall(OK)
+
+        with serving(read_with_a_break) as url, total_timeout(10):
+            assert session.post(url, data=LARGE, timeout=(0.1, 10)).text == "Hello"
+
+    def test_connect_timeout_limits_the_proxys_part(self, session: requests.Session) -> None:
+        with serving(silent) as url, total_timeout(10), pytest.raises(requests.RequestException):
+            session.get("https://no.invalid/", proxies={"https": url}, timeout=(0.1, 10))
+
+    def test_read_timeout_limits_each_silence(self, session: requests.Session) -> None:
+        for body in (b"", LARGE):
+            with (
+                serving(silent) as url,
+                total_timeout(10),
+                pytest.raises((requests.Timeout, requests.ConnectionError), match="timed out"),
+            ):
+                session.post(url, data=body, timeout=(10, 0.1))
+
+    def test_a_deadline_leaves_no_short_timeout_on_a_connection(
+        self, session: requests.Session
+    ) -> None:
+        def serve_two(connection: socket.socket, stopping: threading.Event) -> None:
+            for seconds in (0, 0.4):
+                connection.recv(65536)
+                stopping.wait(seconds)
+                connection.sendall(OK)
+
+        with serving(serve_two) as url:
+            with total_timeout(0.3):
+                session.get(url, timeout=5)
+            session.get(url, timeout=5)
+
+
+class TestBlock:
+    def test_the_earlier_deadline_counts(self, clock: FakeClock) -> None:
+        with total_timeout(10) as outer:
+            with total_timeout(60) as inner:
+                assert (inner.remaining(), outer.remaining()) == (10, 10)
+            with total_timeout(5) as inner:
+                assert (inner.remaining(), outer.remaining()) == (5, 10)
+            clock.now += 8
+            with total_timeout(5) as inner:
+                assert inner.remaining() == 2
+
+    def test_after_a_nested_block_the_outer_one_counts(self, session: requests.Session) -> None:
+        with serving(silent) as url, ends_in_time():
+            with total_timeout(60):
+                pass
+            session.get(url, timeout=60)
+
+    def test_it_ends_where_the_block_ends(self, session: requests.Session) -> None:
+        with RawServer(OK) as server:
+            with contextlib.suppress(KeyError), total_timeout(0.01):
+                raise KeyError
+            time.sleep(0.02)
+            assert session.get(server.url, timeout=5).text == "Hello"
+
+    def test_a_body_that_is_read_after_the_block(self, session: requests.Session) -> None:
+        with serving(dripping(HEAD + b"\r\n", b"x")) as url:
+            with total_timeout(0.1):
+                response = session.get(url, stream=True, timeout=60)
+            with pytest.raises(requests.Timeout, match=r"within the total timeout of 0.1 s"):
+                response.content  # noqa: B018
+
+    def test_a_body_that_has_been_read_stays(
+        self, session: requests.Session, clock: FakeClock
+    ) -> None:
+        with RawServer(OK) as server, total_timeout(10):
+            response = session.get(server.url, timeout=5)
+            clock.now += 20
+        assert (response.text, list(response.iter_lines())) == ("Hello", [b"Hello"])
+
+    def test_threads_have_blocks_of_their_own(self, session: requests.Session) -> None:
+        seconds = iter([0.1, 0.1, 0.1, 60, 60, 60])
+
+        def answer_after_a_while(connection: socket.socket, stopping: threading.Event) -> None:
+            stopping.wait(0.5)
+            connection.sendall(OK)
+
+        def call() -> str:
+            with total_timeout(next(seconds)):
+                try:
+                    return session.get(url, timeout=60).text
+                except requests.Timeout:
+                    return "Timeout"
+
+        with serving(answer_after_a_while) as url:
+            assert sorted(run_in_threads(6, call)) == ["Hello"] * 3 + ["Timeout"] * 3
+
+    def test_a_block_of_a_task_counts_in_its_threads(self, session: requests.Session) -> None:
+        async def call() -> None:
+            with total_timeout(0.1):
+                await asyncio.to_thread(session.get, url, timeout=60)
+
+        with serving(silent) as url, pytest.raises(requests.Timeout, match="total timeout"):
+            asyncio.run(call())
+
+    def test_seconds(self) -> None:
+        for seconds in (0, -1, float("nan")):
+            with pytest.raises(ValueError, match=r"^seconds must be a number > 0, got "):
+                total_timeout(seconds)
+
+
+class TestExpire:
+    """A deadline can be made to pass, from any thread. What waits for the server ends."""
+
+    @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+    @pytest.mark.parametrize(
+        ("handle", "body"), [(silent, b""), (silent, LARGE), (dripping(HEAD + b"\r\n", b""), b"")],
+        ids=["headers", "sending", "body"],
+    )  # fmt: skip
+    def test_a_thread_that_waits_is_woken(
+        self, session: requests.Session, handle: Handler, body: bytes, tls: bool
+    ) -> None:
+        with serving(handle, tls=tls) as url, total_timeout(60) as deadline:
+            ending = threading.Timer(0.05, deadline.expire)
+            ending.start()
+            with pytest.raises(requests.Timeout):
+                session.post(url, data=body, timeout=60)
+            ending.join()
+
+    def test_after_the_call_it_harms_no_other(self, session: requests.Session) -> None:
+        """The connection may serve another call by then."""
+        go_on = threading.Event()
+
+        def serve_two(connection: socket.socket, stopping: threading.Event) -> None:
+            answering(OK, HEAD + b"Content-Length: 6\r\n\r\nHel")(connection, go_on)
+            go_on.wait(10)
+            connection.sendall(b"lo!")
+
+        with serving(serve_two) as url:
+            with total_timeout(60) as deadline:
+                session.get(url, timeout=5)
+            with session.get(url, timeout=5, stream=True) as response:
+                deadline.expire()
+                go_on.set()
+                assert response.text == "Hello!"
+
+    def test_before_the_call(self, session: requests.Session) -> None:
+        with RawServer(OK) as server, total_timeout(60) as deadline:
+            deadline.expire()
+            with pytest.raises(requests.Timeout):
+                session.get(server.url, timeout=5)
+        assert server.connections == 0
+
+
+class TestInterimResponse:
+    """A 1xx status is not the response yet. The next caller must not get this one's."""
+
+    @pytest.mark.parametrize("status", [100, 102, 103, 199])
+    def test_it_is_skipped(self, session: requests.Session, status: int) -> None:
+        interim = b"HTTP/1.1 %d Wait\r\nLink: x\r\n\r\n" % status
+        with serving(answering(interim * 3 + OK, OK.replace(b"Hello", b"World"))) as url:
+            first, second = session.get(url, timeout=5), session.get(url, timeout=5)
+        assert (first.status_code, first.text, second.text) == (200, "Hello", "World")
+        assert "Link" not in first.headers
