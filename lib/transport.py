@@ -197,12 +197,12 @@ class Response:
         self._deadline.shorten(0)
 
     def _pieces(self) -> Iterator[bytes]:
-        if not hasattr(self._raw, "read1"):  # urllib3 1.26
-            # Without chunked encoding, a larger read would wait until its buffer is full.
-            size = PIECE if self._raw.chunked else 1
-            yield from self._raw.stream(size, decode_content=False)
-            return
-        while self._deadline.check() and (piece := self._raw.read1(PIECE, decode_content=False)):
+        if hasattr(self._raw, "read1"):
+            pieces = iter(lambda: self._raw.read1(PIECE, decode_content=False), b"")
+        else:  # urllib3 1.26: without chunks, a larger read would wait until its buffer is full
+            pieces = self._raw.stream(PIECE if self._raw.chunked else 1, decode_content=False)
+        for piece in pieces:
+            self._deadline.check()
             yield piece
 
     def _decompressed(self) -> Iterator[bytes]:

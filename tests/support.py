@@ -359,7 +359,7 @@ class RawServer:
             self.client_left.set()
 
     def _respond(self, connection: socket.socket) -> bool:
-        request = _read_request(connection)
+        request = read_request(connection)
         if not request:
             return False
         self.requests.append(request)
@@ -370,7 +370,7 @@ class RawServer:
         return True
 
 
-def _read_request(connection: socket.socket) -> bytes:
+def read_request(connection: socket.socket) -> bytes:
     """Return the head and body of one request, or nothing if the client leaves before its end."""
     data, length = b"", 0
     while b"\r\n\r\n" not in data or len(data) < data.index(b"\r\n\r\n") + 4 + length:

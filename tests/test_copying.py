@@ -39,6 +39,21 @@ with MockServer("503") as server, MistralClient("key", base_url=server.url) as c
 print("lib" in sys.modules)
 """
 
+USE_TOTAL_TIMEOUT_ALONE = """
+import shutil, socket, sys
+shutil.copy(f"{sys.argv[1]}/total_timeout.py", ".")
+sys.path.insert(0, ".")
+import requests
+from total_timeout import TotalTimeoutAdapter, total_timeout
+with requests.Session() as session, socket.create_server(("127.0.0.1", 0)) as silent:
+    session.mount("http://", TotalTimeoutAdapter())
+    try:
+        with total_timeout(0.05):
+            session.get(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+    except requests.Timeout as error:
+        print(error)
+"""
+
 
 def test_helper_copied_alone_runs_its_doctests() -> None:
     # -I and -S: no path and no package but the standard library.
@@ -51,6 +66,12 @@ def test_lib_works_under_another_name(tmp_path: Path) -> None:
     command = ("-I", "-W", "error", "-c", USE_LIB_UNDER_ANOTHER_NAME, str(LIB))
     outcome = run(*command, cwd=tmp_path)
     assert outcome[:2] == (0, "Hello! How can I assist you today?\nFalse\n"), outcome.err
+
+
+def test_total_timeout_copied_alone(tmp_path: Path) -> None:
+    command = ("-I", "-W", "error", "-c", USE_TOTAL_TIMEOUT_ALONE, str(LIB))
+    outcome = run(*command, cwd=tmp_path)
+    assert outcome == (0, "no complete response within the total timeout of 0.05 s\n", "")
 
 
 def test_every_file_of_lib_has_the_licence_line() -> None:
