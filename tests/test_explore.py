@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from examples.exercises.checker import rules
-from examples.exercises.checker.explore import DeadlockError, RunThreads
+from examples.exercises.checker.explore import RunThreads
+from examples.exercises.checker.scheduler import DeadlockError
 
 COUNTER = """
 import threading
@@ -141,16 +140,33 @@ class TestExplore:
         problem = rules.explore(solution, scenario)
         assert ("IndexError" in str(problem)) == (method == "get_without_loop"), problem
 
-    def test_print_of_the_learner_appears_once(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        solution = load(tmp_path, "def say():\n    print('hello')\n")
+    def test_files_that_the_learner_imports_are_interrupted_too(self, tmp_path: Path) -> None:
+        (tmp_path / "counters_of_mine.py").write_text(COUNTER, "utf-8")
+        counters = load(tmp_path, "from counters_of_mine import Counter\n")
+        assert explore_counter(counters, "add_with_lock", "add_with_lock") is None
+        assert str(explore_counter(counters, "lost_update", "lost_update")).startswith("count 1\n")
 
-        def scenario(run: RunThreads) -> None:
-            run(solution.say, lambda: None)
+    def test_timeouts_of_the_same_moment_end_together(self, tmp_path: Path) -> None:
+        solution = load(tmp_path, "import threading\nchanged = threading.Event()\n")
+        time = solution.__modules__["time"]
 
-        assert rules.explore(solution, scenario) is None
-        assert capsys.readouterr().out == "hello\n"
+        def change() -> bool:
+            time.sleep(1)
+            solution.changed.set()
+            return True
+
+        outcomes = rules.run_in_threads(solution, lambda: solution.changed.wait(1), change)
+        assert outcomes == [False, True]
+
+    def test_ctrl_c_reaches_a_thread_that_waits(self, tmp_path: Path) -> None:
+        solution = load(tmp_path, "import threading\nchanged = threading.Event()\n")
+        waiting, _ = rules.run_in_threads(
+            solution,
+            solution.changed.wait,
+            solution.__scheduler__.press_ctrl_c,
+            expected=KeyboardInterrupt,
+        )
+        assert isinstance(waiting, KeyboardInterrupt)
 
 
 class TestVirtualModules:
@@ -227,35 +243,11 @@ seconds = clock() - start_time
         with pytest.raises(RuntimeError, match="your code starts a thread"):
             load(tmp_path, "from threading import Timer\nTimer(1, print).start()\n")
 
-
-class TestTimeLimit:
-    def test_call_that_uses_no_cpu_may_take_longer(self) -> None:
-        assert rules.within(0.2, lambda: time.sleep(0.3)) is None
-
-    def test_call_that_waits_forever_is_cut_off(self) -> None:
-        released = threading.Event()
-        with pytest.raises(rules.DidNotReturnError):
-            rules.within(0.02, released.wait)
-        released.set()
-
-    def test_loop_that_starts_during_the_exploration_is_cut_off_and_output_goes_on(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        source = """
-running, runs = True, 0
-def run():
-    global runs
-    runs += 1
-    while running and runs > 2:
-        pass
-"""
+    def test_time_of_day_may_be_set_back(self, tmp_path: Path) -> None:
+        source = "import time\ndef clocks():\n    return time.time(), time.monotonic()\n"
         solution = load(tmp_path, source)
-
-        def scenario(run: RunThreads) -> None:
-            run(solution.run)
-
-        with pytest.raises(rules.DidNotReturnError, match="is there an endless loop"):
-            rules.within(0.1, lambda: rules.explore(solution, scenario))
-        print("the report")
-        solution.running = False
-        assert capsys.readouterr().out == "the report\n"
+        day, monotonic = solution.clocks()
+        rules.set_wall_clock_back(solution, 3600)
+        later_day, later_monotonic = solution.clocks()
+        assert later_day == pytest.approx(day - 3600, abs=0.001)
+        assert later_monotonic >= monotonic

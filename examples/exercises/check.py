@@ -12,24 +12,25 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
-import importlib
-import io
+import itertools
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from examples.exercises.checker.rules import DidNotReturnError, Rule, describe, load, within
+from examples.exercises.checker.child import verdicts
+from examples.exercises.checker.hints import FIRST_PART, STRETCH_PART
+from examples.exercises.checker.judge import Verdict, rules_of
+from examples.exercises.checker.rules import Rule
 from examples.support.lesson import FAILED, Parser, UsageError, run_command
 
-# Exercise N has its rules in rules_N.py, and wrong solutions in tests/wrong_solutions/exN.diff.
+# Exercise N has its rules in checker/rules_N.py, and wrong solutions in tests/wrong_solutions.
 EXERCISES = {
     1: "ex1_retry_pool.py",
     2: "ex2_cost_control.py",
@@ -37,18 +38,16 @@ EXERCISES = {
     4: "ex4_capstone.py",
     5: "ex5_retry_storm.py",
 }
-SECONDS_PER_RULE = 5.0  # gives up on an endless loop; a rule takes a fraction of a second
 WIDTH = 96
-MARKS = {"ok": "✓", "not yet": "✗", "not tried": "-"}
+MARKS = {"ok": "✓", "not yet": "✗", "not written": "✗", "not tried": "-"}
 
 
-class Verdict(NamedTuple):
-    """The outcome of one rule; ``actual`` says what happened, or why the rule was not tried."""
+class Result(NamedTuple):
+    """A rule, its number in the exercise, and its verdict."""
 
     number: int
     rule: Rule
-    outcome: Literal["ok", "not yet", "not tried"]
-    actual: str = ""
+    verdict: Verdict
 
 
 class CannotLoadError(Exception):
@@ -74,75 +73,76 @@ def show_overview() -> int:
 def check_exercise(number: int, path: Path, *, hint: int = 1) -> int:
     """Check each rule of the exercise on the file and print the verdicts. Return the exit code."""
     shown = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
-    try:
-        solution = load_solution(path)
-    except CannotLoadError as error:
-        print(f"Exercise {number}: {shown}\n\n  ✗ {error}")
-        return FAILED
-    rules = rules_of(number)
     if not_started(path):
         print(f"Exercise {number}: {shown} is not started.\n")
         print('Read the top of the file, write your code between "TODO: yours from here" and')
-        print(f'"to here", and check again. There are {len(rules)} rules.')
-        _print_hint(number, solution, hint)
+        print('"to here", and check again.')
+        _print_hint(number, hint, FIRST_PART[number])
         return FAILED
     print(f"Exercise {number}: {shown}\n")
-    held = 0
-    for verdict in check_rules(rules, solution):
-        held += verdict.outcome == "ok"
-        print("\n".join(_lines(verdict)))
-    if held == len(rules):
-        print(f"\nAll {held} rules hold.")
-        if path.parent.name != "solutions":
-            print(f"Compare it with examples/solutions/{EXERCISES[number]}")
-        return 0
-    print(f"\n{held} of {len(rules)} rules hold. Fix the first one that fails, and check again.")
-    _print_hint(number, solution, hint)
-    return FAILED
-
-
-def load_solution(path: Path) -> Any:
-    """Load the learner's file as a module. Raises CannotLoadError."""
     try:
-        return within(SECONDS_PER_RULE, lambda: load(path))
-    except SyntaxError as error:
-        where = f" at line {error.lineno}: {error.text.strip()}" if error.text else ""
-        raise CannotLoadError(f"Python can't read your file ({error.msg}){where}") from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise CannotLoadError(describe(error, str(path))) from error
+        first, stretch = parts_of(number, path)
+    except CannotLoadError as error:
+        print(f"  ✗ {error}")
+        return FAILED
+    if not first.is_done:
+        _print_part(first, "")
+        _print_hint(number, hint, FIRST_PART[number])
+        return FAILED
+    print(f"  ✓ ok          All {len(first.results)} rules of the first part hold.")
+    if not stretch.is_started:
+        _print_solution(number, path)
+        print("The stretch part is not started: it is at the end of the exercise.")
+        return 0
+    print("\nThe stretch part:")
+    _print_part(stretch, " of the stretch part")
+    if not stretch.is_done:
+        _print_hint(number, hint, STRETCH_PART[number])
+        return FAILED
+    _print_solution(number, path)
+    return 0
 
 
-def rules_of(number: int) -> list[Rule]:
-    """Return the rules of an exercise, in the order of its file."""
-    module = importlib.import_module(f"examples.exercises.checker.rules_{number}")
-    return [value for value in vars(module).values() if isinstance(value, Rule)]
+class Part(NamedTuple):
+    """The results of the first or the stretch part of an exercise."""
+
+    results: list[Result]
+
+    @property
+    def held(self) -> int:
+        """Return how many rules hold."""
+        return sum(result.verdict.outcome == "ok" for result in self.results)
+
+    @property
+    def is_done(self) -> bool:
+        """Return True if all rules hold."""
+        return self.held == len(self.results)
+
+    @property
+    def is_started(self) -> bool:
+        """Return False if the functions of this part are not written."""
+        return any(result.verdict.outcome in ("ok", "not yet") for result in self.results)
 
 
-def check_rules(rules: Sequence[Rule], solution: Any) -> Iterator[Verdict]:
-    """Check each rule on the learner's module, unless a rule that it needs does not hold."""
-    endless_loop = False
-    failed: dict[Rule, int] = {}
-    for number, rule in enumerate(rules, 1):
-        needed = [failed[other] for other in rule.needs if other in failed]
-        if endless_loop:
-            yield Verdict(number, rule, "not tried", "the call above has not returned")
-        elif needed:
-            failed[rule] = min(needed)
-            yield Verdict(number, rule, "not tried", f"needs rule {min(needed)}")
-        else:
-            actual, endless_loop = _check(rule, solution)
-            if actual:
-                failed[rule] = number
-            yield Verdict(number, rule, "not yet" if actual else "ok", actual)
+def parts_of(number: int, path: Path) -> tuple[Part, Part]:
+    """Check the rules of the two parts. Raises CannotLoadError."""
+    loaded, *found = verdicts(number, path)
+    if loaded.outcome != "ok":
+        raise CannotLoadError(loaded.actual)
+    results = list(map(Result, itertools.count(1), rules_of(number), found))
+    first = [result for result in results if not result.rule.is_stretch]
+    return Part(first), Part(results[len(first) :])
 
 
 def not_started(path: Path) -> bool:
     """Return True if all functions but __init__ still only raise NotImplementedError."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:
+        return False
     functions = [
         node
-        for node in ast.walk(ast.parse(path.read_bytes()))
+        for node in ast.walk(tree)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name != "__init__"
     ]
     bodies = [[ast.unparse(line) for line in function.body[1:]] for function in functions]
@@ -150,37 +150,39 @@ def not_started(path: Path) -> bool:
 
 
 def _progress(number: int, path: Path) -> str:
+    if not_started(path):
+        return "not started"
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            solution = load_solution(path)
-            if not_started(path):
-                return "not started"
-            outcomes = [verdict.outcome for verdict in check_rules(rules_of(number), solution)]
+        first, stretch = parts_of(number, path)
     except CannotLoadError as error:
         return str(error)
-    held = outcomes.count("ok")
-    return "done" if held == len(outcomes) else f"{held} of {len(outcomes)} rules"
+    if not first.is_done:
+        return f"{first.held} of {len(first.results)} rules"
+    if not stretch.is_done:
+        return f"first part done, stretch part: {stretch.held} of {len(stretch.results)} rules"
+    return "done"
 
 
-def _check(rule: Rule, solution: Any) -> tuple[str, bool]:
-    """Return what happened instead of what the rule expects, and whether the call is running."""
-    try:
-        return within(SECONDS_PER_RULE, lambda: rule.check(solution)) or "", False
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        return describe(error, solution.__file__), isinstance(error, DidNotReturnError)
+def _print_part(part: Part, name: str) -> None:
+    for result in part.results:
+        print("\n".join(_lines(*result)))
+    if part.is_done:
+        print(f"\nAll {part.held} rules{name} hold.")
+    else:
+        print(f"\n{part.held} of {len(part.results)} rules{name} hold.", end=" ")
+        print("Fix the first one that fails, and check again.")
 
 
-def _lines(verdict: Verdict) -> Iterator[str]:
-    number, rule, outcome, actual = verdict
+def _lines(number: int, rule: Rule, verdict: Verdict) -> Iterator[str]:
+    outcome, actual, printed = verdict
     reason = f" ({actual})" if outcome == "not tried" else ""
-    line = f"  {MARKS[outcome]} {outcome:<10}{number:>3}. {rule.description}{reason}"
-    yield textwrap.fill(line, WIDTH, subsequent_indent=" " * 19)
-    if outcome == "not yet":
+    line = f"  {MARKS[outcome]} {outcome:<12}{number:>2}. {rule.description}{reason}"
+    yield textwrap.fill(line, WIDTH, subsequent_indent=" " * 20)
+    if outcome in ("not yet", "not written"):
         yield from _field("called:", rule.called)
         yield from _field("actual:", actual)
         yield from _field("expected:", rule.expected)
+        yield from _field("printed:", printed)
 
 
 def _field(name: str, text: str) -> Iterator[str]:
@@ -191,12 +193,15 @@ def _field(name: str, text: str) -> Iterator[str]:
         label = indent
 
 
-def _print_hint(number: int, solution: Any, hint: int) -> None:
-    hints = getattr(solution, "HINTS", ())
-    if hint <= len(hints):
-        print("\n" + textwrap.fill(f"Hint {hint} of {len(hints)}: {hints[hint - 1]}", WIDTH))
+def _print_hint(number: int, hint: int, hints: tuple[str, ...]) -> None:
+    print("\n" + textwrap.fill(f"Hint {hint} of {len(hints)}: {hints[hint - 1]}", WIDTH))
     if hint < len(hints):
         print(f"A stronger hint: make check N={number} ARGS='--hint {hint + 1}'")
+
+
+def _print_solution(number: int, path: Path) -> None:
+    if path.parent.name != "solutions":
+        print(f"Compare it with examples/solutions/{EXERCISES[number]}")
 
 
 def _parse() -> argparse.Namespace:
@@ -210,13 +215,5 @@ def _parse() -> argparse.Namespace:
     return options
 
 
-def run() -> NoReturn:
-    """Run the command and exit, even if a call in the learner's file never returns."""
-    try:
-        run_command(main)
-    except SystemExit as exit_:
-        os._exit(int(exit_.code or 0))  # sys.exit would wait for the threads of that call
-
-
 if __name__ == "__main__":
-    run()
+    run_command(main)

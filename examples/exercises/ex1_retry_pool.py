@@ -10,11 +10,20 @@ one that says whether a connection still works.
 - A returned connection is used again. It may have become unhealthy while it was idle, so the
   pool checks it before it lends it again. (A new connection needs no check.)
 - An unhealthy connection is closed, if it has a close(), and then replaced. Creating the new one
-  may fail for a moment, so it is retried. If all attempts fail, the caller gets the error.
+  may fail for a moment, so the retrier retries it. If all attempts fail, the caller gets the error.
 - A permit is the right to hold one of the `max_connections` connections. A call that fails, with
   a timeout or another error, must not use up a permit.
-- No lock is held while `create` or `is_healthy` runs: one slow call must not block all threads.
-- Two different connections may be equal (==), and a connection may have no hash.
+- No lock is held while `create` runs: one slow call must not block all threads.
+
+When these rules hold, the check shows the stretch part. It is the same pool, but more goes wrong:
+
+- A timeout may be 0: then the caller does not wait. It limits the whole wait, however often the
+  thread is woken.
+- close() may fail. The connection is discarded anyway, so its error reaches nobody.
+- KeyboardInterrupt (Ctrl-C) passes through, wherever it strikes, and uses up no permit.
+- Connections may be equal (==), have no hash, and count as False (an empty one).
+- No lock is held while `is_healthy` or close() runs, either.
+- Threads may do everything at the same moment. No connection, permit or waiting thread gets lost.
 
 Write your code between the two marks below, add imports above them, and check it:
 
@@ -80,23 +89,6 @@ class RetryPool(Generic[C]):
 
     # to here
 
-
-HINTS = (
-    "Count permits, not connections. A thread takes a permit before it does anything else. It "
-    "gives the permit back when it returns its connection, or if it could not get one. Which "
-    "class of `threading` counts permits, and can wait for one with a timeout?",
-    "threading.Semaphore(max_connections) counts the permits: acquire(timeout=timeout) returns "
-    "False when the time is up. You also need a list of the idle connections, a record of the "
-    "checked-out ones, and a Lock that protects both. Hold the lock only to read or change them; "
-    "release it before you call create, is_healthy or close.",
-    "get_connection: acquire a permit or raise TimeoutError. Put the rest into a try block, whose "
-    "except clause releases the permit and raises again. While there is an idle connection: pop "
-    "one (with the lock), call is_healthy (without it), and use the connection or close it. If "
-    "none is idle: self._retrier.call(self._create). Record it as checked out by id(connection), "
-    "which works for any object. release_connection: with the lock, raise ValueError unless it "
-    "is recorded as checked out, otherwise move it to the idle ones; then release the permit. "
-    "connection: get one, then yield it inside try/finally.",
-)
 
 if __name__ == "__main__":
     print("Check it with: make check N=1 (or: python examples/exercises/check.py 1)")

@@ -13,6 +13,15 @@ a call is known only when its response has arrived, so:
 - All money is Decimal, because in floats 0.1 + 0.2 is 0.30000000000000004. Never round: a call
   that costs a ten-thousandth of a cent must count too.
 
+When these rules hold, the check shows the stretch part:
+
+- Threads settle, release and reserve at the same moment, and read the amounts meanwhile. No money
+  is lost, and none is given back twice.
+- A reservation belongs to one controller. Another controller does not take it, even if it has a
+  reservation that looks the same. Two controllers share nothing.
+- A negative number of tokens would give money back: it is an error, and changes nothing.
+- Each amount is exact, to the last digit.
+
 Write your code between the two marks below, add imports above them, and check it:
 
     make check N=2          (or: python examples/exercises/check.py 2)
@@ -110,23 +119,6 @@ class CostController:
 
     # to here
 
-
-HINTS = (
-    "Three numbers are enough: the budget, what is spent, and what is reserved. What remains "
-    "follows from them. Which of them does each method change, and by how much? And what must "
-    "happen in one step, so that no other thread can run in between?",
-    "Keep `self._spent = Decimal(0)`, a set of the open reservations, and a Lock. reserve: first "
-    "compute the amount (settle can use the same method for the cost of some tokens). Then, "
-    "while holding the lock, compare it with what remains and add the reservation. settle and "
-    "release: while holding the lock, raise ValueError unless the reservation is open, then close "
-    "it.",
-    "The cost is (prompt_tokens * price.prompt + tokens * price.completion) / 1_000_000: an int "
-    "times a Decimal is a Decimal, and dividing by a power of ten loses nothing. reserved is "
-    "sum((r.amount for r in self._open), Decimal(0)). reserve: while holding the lock, raise if "
-    "the amount is more than budget - spent - reserved, otherwise add a Reservation to self._open. "
-    "A method that holds the lock must not read a property that takes it: a thread that takes a "
-    "Lock twice waits forever.",
-)
 
 if __name__ == "__main__":
     print("Check it with: make check N=2 (or: python examples/exercises/check.py 2)")

@@ -12,9 +12,17 @@ A list of models does not prove that a chat works. If the account's budget is us
 still comes (200), but every chat fails (402, PaymentRequiredError). So the monitor has a second,
 more expensive check: `check_chat()` sends a chat whose answer is limited to one token.
 
-A dashboard shows the result of a health check, so the check reports errors and never raises them.
-While a slow check waits for its response, other threads must be able to record: hold no lock
-while you call the API.
+A dashboard shows the result of a health check, so the check reports the API's errors and never
+raises them. While a slow check waits for its response, other threads must be able to record: hold
+no lock while you call the API.
+
+When these rules hold, the check shows the stretch part:
+
+- Threads record and check at the same moment, and a busy program records thousands of calls.
+- The window is as long as the monitor is told. Nothing depends on the time of day, which may be
+  set while the program runs (`time.time()`; `time.monotonic()` never goes back).
+- Any failure of the chat means "degraded", whatever its class.
+- An error that is not the API's (a bug, Ctrl-C) is not a result: it reaches the caller.
 
 Write your code between the two marks below, add imports above them, and check it:
 
@@ -73,21 +81,6 @@ class HealthMonitor:
 
     # to here
 
-
-HINTS = (
-    "Start with record and the error rate: keep (time, success) pairs, the oldest first. You "
-    "add at one end and remove at the other; which class of `collections` is fast at both ends? "
-    "Then look at the two checks: what do they have in common?",
-    "Use a deque and a Lock. When you record and when you count, remove pairs from the left while "
-    "they are older than now - window_seconds. Both checks make a call, measure the time, and "
-    "turn a MistralError into a status. Write that once, as a method that takes the call and the "
-    "status to report if it fails.",
-    "_probe(call, status_if_it_fails): start = time.monotonic(); try call(). After a MistralError "
-    "the status is status_if_it_fails and the time None; otherwise 'up' and time.monotonic() - "
-    "start. check_health: self._probe(self._client.models, 'down'). check_chat: return the result "
-    "of check_health unless it is 'up'; else self._probe(lambda: self._client.chat(messages, "
-    "max_tokens=1), 'degraded'). Hold no lock while either call runs.",
-)
 
 if __name__ == "__main__":
     print("Check it with: make check N=3 (or: python examples/exercises/check.py 3)")

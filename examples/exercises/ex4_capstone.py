@@ -13,6 +13,16 @@ Predict first. The API responds to every request with 503, the retrier makes 4 a
 breaker opens after 2 failures. How many requests are sent if the retries are inside the breaker?
 How many if the breaker is inside the retries? The check shows what the server saw.
 
+Then the stretch part, `chat_within`. A user waits five seconds, and no longer. A timeout for each
+attempt does not keep this promise: four attempts of five seconds each take twenty seconds. So
+there is one deadline, a point in time (`time.monotonic()`), and each layer gets the time that is
+left until then:
+
+- The wait for a slot counts: `limiter.acquire(timeout=...)`.
+- So does each request: `client.with_options(total_timeout=...)`.
+- No attempt begins after the deadline. A lack of time is no failure of the service, so the
+  breaker must not count it.
+
 Write your code between the two marks below, add imports above them, and check it:
 
     make check N=4          (or: python examples/exercises/check.py 4)
@@ -45,20 +55,26 @@ def resilient_chat(
     """
     # TODO: yours from here
     raise NotImplementedError
+
+
+# The stretch part
+
+
+def chat_within(
+    seconds: float,
+    client: MistralClient,
+    retrier: Retrier,
+    breaker: CircuitBreaker,
+    limiter: RateLimiter,
+    messages: Sequence[Mapping[str, Any]],
+) -> ChatCompletion:
+    """Do what resilient_chat does, but end within ``seconds``, however many attempts it takes.
+
+    Raises the error of the last attempt, or a TimeoutError if no time is left for another one.
+    """
+    raise NotImplementedError
     # to here
 
-
-HINTS = (
-    "`retrier.call(operation)` and `breaker.call(operation)` call the function that they get; "
-    "`limiter.acquire()` waits for a slot. Write each of the first three points above as 'X is "
-    "inside Y'. Which order follows from that?",
-    "The breaker sees each attempt, so it is called once per attempt, inside the retries. An open "
-    "circuit uses no slot, so the slot is taken inside the breaker. Two small functions are "
-    "enough: one waits for a slot and calls the API, the other passes the first to the breaker.",
-    "def paced_call(): limiter.acquire(); return client.chat(messages). "
-    "def attempt(): return breaker.call(paced_call). At the end: return retrier.call(attempt). "
-    "CircuitOpenError is not retryable, so the retries end when the circuit opens.",
-)
 
 if __name__ == "__main__":
     print("Check it with: make check N=4 (or: python examples/exercises/check.py 4)")

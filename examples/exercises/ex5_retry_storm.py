@@ -10,15 +10,22 @@ Write the client that a program shares among all its calls:
 
 - A transient failure is retried: its error has `retryable = True`. A call sends at most three
   requests.
-- An error that is not transient is raised at once.
-- A service that is down gets its normal load and only a few more requests.
-- Calls that fail together are not retried at the same moment.
+- An error that is not transient is raised at once, and a call that is cancelled ends at once.
+- A service that is down gets its normal load and only a few more requests, also if many calls
+  fail together. After the outage, calls are retried again.
+- Calls that fail together are not retried at the same moment: neither those of one program, nor
+  those of many programs.
 - When the spike is over, the outage is over.
 
 Predict first: which of these rules does exponential backoff with full jitter keep by itself? You
 may build the client from the parts in lib/retry.py and lib/circuit_breaker.py, or by hand with
 `asyncio.sleep` and `time.monotonic`. The check runs it in a simulation, with thousands of
 calls in virtual time.
+
+Then the stretch part, `BoundedClient`. A service that does not respond keeps each call until its
+timeout. Meanwhile more calls arrive, and they use up the memory and the connections that your
+calls to other services need. So limit the calls in progress, and reject more at once. This is
+called a bulkhead, after the walls that divide a ship.
 
 Write your code between the two marks below, add imports above them, and check it:
 
@@ -49,20 +56,30 @@ class Client:
         """
         raise NotImplementedError
 
+
+# The stretch part
+
+
+class TooManyCallsError(Exception):
+    """The call was rejected: as many calls as allowed are in progress."""
+
+
+class BoundedClient:
+    """A Client with at most ``max_calls`` calls in progress; it rejects more."""
+
+    def __init__(self, send: Callable[[], Awaitable[str]], max_calls: int) -> None:
+        self._client = Client(send)
+        self._max_calls = max_calls
+
+    async def call(self) -> str:
+        """Do what ``Client.call`` does.
+
+        Raises TooManyCallsError at once, without a request, if ``max_calls`` are in progress.
+        """
+        raise NotImplementedError
+
     # to here
 
-
-HINTS = (
-    "Backoff and jitter only decide when a retry is sent. While the service is down, three "
-    "attempts per call are three times the load, however long they wait. What could limit the "
-    "number of retries of all calls together? Where must you keep it, so that all calls share it?",
-    "`Retrier` has a budget: a retry costs a token, successes and time earn tokens back. Every "
-    "Retrier has a budget of its own, so the place where you make the Retrier decides what is "
-    "shared. A circuit breaker around each attempt ends the storm as well, but only with a short "
-    "recovery_timeout: while it is open, every call fails.",
-    "Import Retrier from lib.retry. In __init__: self._retrier = Retrier(max_attempts=3). In call: "
-    "return await self._retrier.call_async(self._send).",
-)
 
 if __name__ == "__main__":
     print("Check it with: make check N=5 (or: python examples/exercises/check.py 5)")

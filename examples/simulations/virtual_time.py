@@ -81,6 +81,6 @@ class _JumpingSelector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise RuntimeError("every task waits for another one: the simulation cannot go on")
+            raise RuntimeError("a call never ends: every task waits for another one")
         self._loop.now += max(0.0, timeout)
         return []

@@ -7,6 +7,9 @@ would have a full budget of its own, and nothing would be limited.
 
 A circuit breaker with a short ``recovery_timeout`` around each attempt also ends the storm, but
 while it is open, all calls fail.
+
+In the stretch part, a counter is enough: no other task runs between the comparison and the
+addition, because there is no ``await`` between them. ``finally`` also runs after a cancellation.
 """
 
 import sys
@@ -34,3 +37,29 @@ class Client:
         Raises the error of the last request, or CircuitOpenError if none may be sent.
         """
         return await self._retrier.call_async(self._send)
+
+
+class TooManyCallsError(Exception):
+    """The call was rejected: as many calls as allowed are in progress."""
+
+
+class BoundedClient:
+    """A Client with at most ``max_calls`` calls in progress; it rejects more."""
+
+    def __init__(self, send: Callable[[], Awaitable[str]], max_calls: int) -> None:
+        self._client = Client(send)
+        self._max_calls = max_calls
+        self._in_progress = 0
+
+    async def call(self) -> str:
+        """Do what ``Client.call`` does.
+
+        Raises TooManyCallsError at once, without a request, if ``max_calls`` are in progress.
+        """
+        if self._in_progress >= self._max_calls:
+            raise TooManyCallsError(f"{self._in_progress} calls are in progress")
+        self._in_progress += 1
+        try:
+            return await self._client.call()
+        finally:
+            self._in_progress -= 1

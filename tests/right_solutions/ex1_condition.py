@@ -37,7 +37,7 @@ class RetryPool:
             idle = self._idle.pop() if self._idle else None
         try:
             if idle is not None and not self._works(idle):
-                if hasattr(idle, "close"):
+                with contextlib.suppress(Exception):
                     idle.close()
                 idle = None
             connection = self._retrier.call(self._create) if idle is None else idle

@@ -38,7 +38,9 @@ class RetryPool(list[Any]):
                 raise TimeoutError
             time.sleep(0.001)
         try:
-            connection = self.take_idle() or self.retrier.call(self.create)
+            connection = self.take_idle()
+            if connection is None:
+                connection = self.retrier.call(self.create)
         except BaseException:
             self.in_use_changes(-1)
             raise
@@ -55,8 +57,8 @@ class RetryPool(list[Any]):
             with contextlib.suppress(Exception):
                 if self.is_healthy(connection):
                     return connection
-            if close := getattr(connection, "close", None):
-                close()
+            with contextlib.suppress(Exception):
+                connection.close()
 
     def in_use_changes(self, by: int) -> None:
         with self.lock:

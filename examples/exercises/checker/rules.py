@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import builtins
-import linecache
-import sys
-import threading
-import time
+import functools
+import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
-from examples.exercises.checker.explore import DeadlockError, Errors, RunThreads, Scheduler
-from examples.exercises.checker.virtual_modules import import_with, virtual_modules
+from examples.exercises.checker import explore as exploration
+from examples.exercises.checker.explore import Scenario
+from examples.exercises.checker.load import MODULE_NAME, is_the_learners
+from examples.exercises.checker.load import load as load_files
+from examples.exercises.checker.scheduler import DeadlockError, Errors, Scheduler
+from examples.exercises.checker.virtual_modules import virtual_modules
 
-T = TypeVar("T")
 Check = Callable[[Any], "str | None"]
-
-MODULE_NAME = "your_solution"
 
 
 @dataclass(frozen=True)
@@ -29,21 +26,31 @@ class Rule:
 
     ``called`` and ``expected`` say in words what ``check`` does and expects. ``check`` gets the
     learner's module. It returns None if the rule holds, otherwise what happened instead. A rule
-    is not tried if a rule that it ``needs`` does not hold, because it would fail too.
+    is not tried if a rule that it ``needs`` does not hold, because it would fail too. The rules
+    of the stretch part follow those of the first part.
     """
 
     description: str
     called: str
     expected: str
     needs: tuple[Rule, ...]
+    is_stretch: bool
     check: Check
 
 
 def rule(
-    description: str, *, called: str, expected: str, needs: tuple[Rule, ...] = ()
+    description: str,
+    *,
+    called: str,
+    expected: str,
+    needs: tuple[Rule, ...] = (),
+    is_stretch: bool = False,
 ) -> Callable[[Check], Rule]:
     """Make a function a Rule."""
-    return lambda check: Rule(description, called, expected, needs, check)
+    return lambda check: Rule(description, called, expected, needs, is_stretch, check)
+
+
+stretch = functools.partial(rule, is_stretch=True)
 
 
 def load(path: Path) -> Any:
@@ -51,30 +58,23 @@ def load(path: Path) -> Any:
 
     Raises whatever the file raises, SyntaxError included.
     """
-    linecache.checkcache(str(path))  # the messages quote its lines
-    code = compile(path.read_bytes(), str(path), "exec")
-    scheduler = Scheduler(str(path))
+    scheduler = Scheduler()
     modules = virtual_modules(scheduler)
-    module = ModuleType(MODULE_NAME)
-    vars(module).update(
-        __file__=str(path),
-        __scheduler__=scheduler,
-        __modules__=modules,
-        __builtins__={
-            **vars(builtins),
-            "__import__": import_with(modules),
-            "print": scheduler.print,
-        },
-    )
-    sys.modules[MODULE_NAME] = module  # dataclasses look their module up
-    exec(code, vars(module))
-    return module
+    solution = load_files(path, modules, scheduler.files)
+    vars(solution).update(__scheduler__=scheduler, __modules__=modules)
+    return solution
 
 
-def explore(solution: Any, scenario: Callable[[RunThreads], str | None]) -> str | None:
-    """Run the scenario under every single interruption of a thread; see Scheduler.explore."""
-    scheduler: Scheduler = solution.__scheduler__
-    return scheduler.explore(scenario, lambda error: describe(error, solution.__file__))
+def explore(solution: Any, scenario: Scenario) -> str | None:
+    """Run the scenario under every single interruption of a thread; see explore.py."""
+
+    def described(run: exploration.RunThreads) -> str | None:
+        try:
+            return scenario(run)
+        except BaseException as error:
+            return describe(error)
+
+    return exploration.explore(solution.__scheduler__, described)
 
 
 def run_in_threads(
@@ -90,40 +90,12 @@ def advance_clock(solution: Any, seconds: float) -> None:
     solution.__scheduler__.advance(seconds)
 
 
-class DidNotReturnError(Exception):
-    """A call has not returned in time."""
+def set_wall_clock_back(solution: Any, seconds: float) -> None:
+    """Change the time of day, ``time.time()``; ``time.monotonic()`` never goes back."""
+    solution.__scheduler__.wall_clock -= seconds
 
 
-def within(seconds: float, action: Callable[[], T]) -> T:
-    """Return the action's result or raise its error; DidNotReturnError if it takes longer.
-
-    ``seconds`` is CPU time, so a busy machine changes no verdict. A call that only waits is given
-    up after ten times as long by the clock. The action then continues in its thread, because
-    Python cannot stop it.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(action())
-        except BaseException as error:  # sys.exit() in the learner's file must not end the check
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    give_up_at = time.monotonic() + 10 * seconds
-    cpu_limit = time.process_time() + seconds
-    while thread.is_alive() and time.monotonic() < give_up_at and time.process_time() < cpu_limit:
-        thread.join(0.05)
-    for error in errors:
-        raise error
-    for result in results:
-        return result
-    raise DidNotReturnError(f"it did not return within {seconds:g} s: is there an endless loop?")
-
-
-def missing(expected: type[Exception], action: Callable[[], object]) -> str:
+def missing(expected: type[BaseException], action: Callable[[], object]) -> str:
     """Return "" if the action raises the expected error, else what it returned, in words."""
     try:
         result = action()
@@ -132,18 +104,41 @@ def missing(expected: type[Exception], action: Callable[[], object]) -> str:
     return f"no {expected.__name__}, but {result!r}"
 
 
-def describe(error: BaseException, file: str) -> str:
-    """Say what was raised, and at which line of the learner's file."""
-    if isinstance(error, (DeadlockError, DidNotReturnError)):
+def at_most(value: float, digits: int = 0) -> str:
+    """Round down: a rate below a limit never looks as if it had reached it."""
+    return f"{math.floor(100 * value * 10**digits) / 10**digits:.{digits}f} %"
+
+
+def describe(error: BaseException) -> str:
+    """Say what was raised, and at which line of the learner's files."""
+    frames = learners_frames(error)
+    if is_unwritten(error):
+        return _unwritten(error, frames)
+    if isinstance(error, DeadlockError):
         return str(error)
-    if isinstance(error, AttributeError) and getattr(error.obj, "__name__", "") == MODULE_NAME:
-        return f"your file has no {error.name}"
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
-    ]
-    if isinstance(error, NotImplementedError) and frames:
-        return f"{frames[-1].name} is not written yet (line {frames[-1].lineno})"
+    if isinstance(error, SyntaxError):
+        line = (error.text or "").strip()
+        return f"Python can't read your file ({error.msg}) at line {error.lineno}: {line}"
     raised = type(error).__name__ + (f" ({error})" if str(error) else "")
     if not frames:
         return f"the call raised {raised}"
     return f"your code raised {raised} at line {frames[-1].lineno}: {frames[-1].line}"
+
+
+def is_unwritten(error: BaseException) -> bool:
+    """Return True if the learner's file has no such name, or only a NotImplementedError."""
+    if isinstance(error, AttributeError):
+        return getattr(error.obj, "__name__", "") == MODULE_NAME
+    return isinstance(error, NotImplementedError) and bool(learners_frames(error))
+
+
+def _unwritten(error: BaseException, frames: Sequence[traceback.FrameSummary]) -> str:
+    if isinstance(error, AttributeError):
+        return f"your file has no {error.name}"
+    return f"{frames[-1].name} is not written yet (line {frames[-1].lineno})"
+
+
+def learners_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the calls of the traceback that are in the learner's files, the first one first."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if is_the_learners(frame.filename)]

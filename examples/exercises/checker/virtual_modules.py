@@ -1,4 +1,4 @@
-"""Give the learner's file a ``threading``, ``queue`` and ``time`` that a Scheduler controls.
+"""Give the learner's files a ``threading``, ``queue`` and ``time`` that a Scheduler controls.
 
 Only Lock is written here. The standard library builds the other classes from locks, in Python
 (Condition, Semaphore, Event, Barrier, Queue, ...). Their source is executed again, with this Lock.
@@ -7,7 +7,6 @@ Only Lock is written here. The standard library builds the other classes from lo
 from __future__ import annotations
 
 import ast
-import builtins
 import functools
 import inspect
 import math
@@ -16,35 +15,22 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import CodeType, ModuleType
-from typing import Any
 
-from examples.exercises.checker.explore import Scheduler
+from examples.exercises.checker.load import builtins_with
+from examples.exercises.checker.scheduler import Scheduler
 
 BUILT_FROM_LOCKS = (
     "_RLock", "Condition", "Semaphore", "BoundedSemaphore", "Event", "Barrier", "Timer",
 )  # fmt: skip
-EPOCH = 1_800_000_000.0  # what time.time() adds to time.monotonic()
 
 
 def virtual_modules(scheduler: Scheduler) -> dict[str, ModuleType]:
     """Return the modules by their names."""
-    modules: dict[str, ModuleType] = {"time": _virtual_time(scheduler)}
+    clock = virtual_time(scheduler.look_at_clock, scheduler.wait, lambda: scheduler.wall_clock)
+    modules: dict[str, ModuleType] = {"time": clock}
     modules["threading"] = _virtual_threading(scheduler, modules["time"])
     modules["queue"] = _virtual_queue(modules)
     return modules
-
-
-def import_with(modules: Mapping[str, ModuleType | None]) -> Callable[..., Any]:
-    """Return an ``__import__`` that finds these modules first; None stands for a missing one."""
-
-    def find(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name not in modules:
-            return builtins.__import__(name, *args, **kwargs)
-        if modules[name] is None:
-            raise ImportError(name)
-        return modules[name]
-
-    return find
 
 
 class _Lock:
@@ -115,8 +101,7 @@ def _classes_built_from_locks() -> CodeType:
 
 def _virtual_queue(modules: Mapping[str, ModuleType]) -> ModuleType:
     module = ModuleType("queue")
-    without_c_code = import_with({**modules, "_queue": None})
-    vars(module)["__builtins__"] = {**vars(builtins), "__import__": without_c_code}
+    vars(module)["__builtins__"] = builtins_with({**modules, "_queue": None})
     exec(_code_of_queue(), vars(module))
     return module
 
@@ -126,13 +111,20 @@ def _code_of_queue() -> CodeType:
     return compile(inspect.getsource(queue), queue.__file__, "exec")
 
 
-def _virtual_time(scheduler: Scheduler) -> ModuleType:
-    seconds = scheduler.look_at_clock
+def virtual_time(
+    seconds: Callable[[], float],
+    wait: Callable[[object, float], object],
+    epoch: Callable[[], float],
+) -> ModuleType:
+    """Return a ``time`` whose clocks show ``seconds()``, and whose sleep is ``wait(self, n)``.
+
+    ``epoch()`` is the time of day at which ``seconds()`` is 0.
+    """
 
     def sleep(duration: float) -> None:
         if duration < 0:
             raise ValueError("sleep length must be non-negative")
-        scheduler.wait(object(), duration)
+        wait(object(), duration)
 
     module = ModuleType("time")
     vars(module).update(
@@ -140,9 +132,9 @@ def _virtual_time(scheduler: Scheduler) -> ModuleType:
         sleep=sleep,
         monotonic=seconds,
         perf_counter=seconds,
-        time=lambda: EPOCH + seconds(),
+        time=lambda: epoch() + seconds(),
         monotonic_ns=lambda: round(1e9 * seconds()),
         perf_counter_ns=lambda: round(1e9 * seconds()),
-        time_ns=lambda: round(1e9 * (EPOCH + seconds())),
+        time_ns=lambda: round(1e9 * (epoch() + seconds())),
     )
     return module
