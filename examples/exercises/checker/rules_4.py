@@ -263,7 +263,7 @@ def probe_under_way(breaker: CircuitBreaker) -> Iterator[None]:
 
     thread = threading.Thread(target=breaker.call, args=(probe,))
     thread.start()
-    started.wait()
+    started.wait(timeout=5)
     try:
         yield
     finally:
