@@ -53,6 +53,21 @@ def test_a_closed_pipe_ends_a_script_quietly() -> None:
     assert re.fullmatch("Offline: .*\n", err)
 
 
+# Runs a script whose stdout is a full disk: argv is the script's path and its arguments.
+ON_A_FULL_DISK = """
+import os, runpy, sys
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_sentence() -> None:
+    code, _, err = run("-c", ON_A_FULL_DISK, SECOND, "--offline", MISTRAL_NO_NOTICE="1")
+    assert (code, err) == (1, "The output can't be used (No space left on device).\n")
+
+
 def read_until(words: str, child: subprocess.Popen[str]) -> str:
     assert child.stdout
     out = ""

@@ -12,7 +12,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,16 +40,20 @@ class UsageError(Exception):
 
 
 def run_lesson(
-    lesson: Lesson, *, faults: str | Mapping[str, str] = "", replies: Reply | None = None
+    lesson: Lesson,
+    *,
+    faults: str | Mapping[str, str] = "",
+    replies: Reply | None = None,
+    files: Sequence[str] = (),
 ) -> NoReturn:
     """Run a lesson as a command, and exit.
 
     ``faults`` is the fault script for the mock server if the user gives none; ``replies`` is what
-    the mock server answers.
+    the mock server answers. ``files`` names the files that the user may give: all or none of them.
     """
 
     def main() -> int:
-        options = parse_arguments()
+        options = parse_arguments(files)
         if options.offline or options.faults is not None or not _api_key():
             script = faults if options.faults is None else options.faults
             make_server = partial(MockServer, script, replies=replies)
@@ -84,6 +88,10 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # the program that reads our output, such as head -1, has ended
         sys.stdout = io.StringIO()  # at its exit Python would flush the broken one, and complain
         code = CLOSED_PIPE
+    except OSError as error:
+        print_err(f"{error.filename or 'The output'} can't be used ({error.strerror or error}).")
+        sys.stdout = io.StringIO()
+        code = FAILED
     sys.exit(code)
 
 
@@ -120,15 +128,25 @@ class Parser(argparse.ArgumentParser):
         self.exit(WRONG_INPUT, f"{self.prog}: {message}; see --help\n")
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Return the options of the command line, which are the same for every lesson."""
+def parse_arguments(files: Sequence[str] = ()) -> argparse.Namespace:
+    """Return the options of the command line, which are the same for every lesson.
+
+    ``options.files`` holds the paths that the user gives, one for each name in ``files``, or is
+    empty.
+    """
     docstring = sys.modules["__main__"].__doc__ or ""
     parser = Parser(description=docstring.partition("\n\n")[0])
     script = f"what happens to the requests, one word per request: {FAULT_SYNTAX}"
     parser.add_argument("--faults", metavar="SCRIPT", help=script.replace("%", "%%"))
     parser.add_argument("--offline", action="store_true", help="use the mock server, not the key")
     parser.add_argument("--trace", action="store_true", help="draw the mock server's log")
-    return parser.parse_args()
+    if not files:
+        return parser.parse_args()
+    parser.add_argument("files", nargs="*", metavar="FILE", help=f"{' and '.join(files)}, or none")
+    options = parser.parse_args()
+    if len(options.files) not in (0, len(files)):
+        raise UsageError(f"{parser.prog}: name {len(files)} files: {' and '.join(files)}")
+    return options
 
 
 def _api_key() -> str:
