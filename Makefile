@@ -10,7 +10,7 @@ MANY := .venv-many-processes
 MANY_BIN := $(MANY)/$(notdir $(BIN))
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all run-failures run-many-processes simulate check workshop test test-shared soak bench bench-sdks clean
+.PHONY: help run-all run-failures run-many-processes simulate check reset workshop test test-shared soak bench bench-sdks clean
 
 help:
 	@echo "make run-all        run the six lessons, in order"
@@ -20,6 +20,7 @@ help:
 	@echo "make run-many-processes  run four processes that share one limit over Redis (20 seconds)"
 	@echo "make simulate       draw what retries, jitter, budgets and limits do to a service"
 	@echo "make check          show your progress in the exercises; N=1 checks one, rule by rule"
+	@echo "make reset N=1      start an exercise again; your attempt is kept beside it"
 	@echo "make workshop N=2   walk through lesson 2 in the terminal: predict, then see"
 	@echo "make test           run the tests"
 	@echo "make test-shared    test the shared limiter with real processes and a real server"
@@ -54,6 +55,9 @@ run-%: $(READY)
 check: $(READY)
 	@$(BIN)/python examples/exercises/check.py $(N) $(ARGS) || { code=$$?; [ $$code = 1 ] || exit $$code; }
 
+reset: $(READY)
+	@$(BIN)/python examples/exercises/reset.py $(N)
+
 workshop: $(READY)
 	@$(BIN)/python examples/support/workshop.py $(N)
 
@@ -67,7 +71,7 @@ simulate: $(READY)
 	@$(BIN)/python examples/simulations $(ARGS)
 
 soak: $(READY)
-	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py
+	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py tests/test_exercises.py -k "Soak or breaks_no_other"
 
 bench: $(BENCH)/installed
 	@PYTHONPATH=. $(BENCH_BIN)/python tests/benchmarks/bench.py

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from examples.exercises import check
+from examples.exercises import check, reset
 from examples.exercises.checker import child, hints, judge, rules
-from examples.support.lesson import run_command
+from examples.support.lesson import UsageError, run_command
 from support import ROOT, Outcome, finish, start
 
 EXERCISES = ROOT / "examples" / "exercises"
@@ -481,6 +481,46 @@ class TestCommand:
         )  # fmt: skip
         assert (made.returncode, made.stderr) == (0, "")
         assert made.stdout.rstrip() == f"examples/exercises/check.py{arguments}"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
+class TestReset:
+    @pytest.fixture
+    def exercise(self, tmp_path: Path) -> Path:
+        """An exercise in a repository of its own."""
+        path = tmp_path / "ex1_retry_pool.py"
+        path.write_text("the original\n")
+        identity = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.com"]
+        for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "Exercise"]):
+            subprocess.run(["git", *command], cwd=tmp_path, check=True)
+        return path
+
+    def test_attempt_is_kept_beside_the_original(
+        self, exercise: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for number in (1, 2):
+            exercise.write_text(f"my attempt {number}\n")
+            assert reset.reset(exercise) == 0
+            kept = exercise.with_name(f"ex1_retry_pool_attempt_{number}.py")
+            assert kept.read_text() == f"my attempt {number}\n"
+            assert exercise.read_text() == "the original\n"
+            assert f"Your attempt is in {kept.name}, in the same folder." in capsys.readouterr().out
+
+    def test_exercise_that_was_deleted_comes_back(self, exercise: Path) -> None:
+        exercise.unlink()
+        assert reset.reset(exercise) == 0
+        assert [path.name for path in exercise.parent.glob("*.py")] == [exercise.name]
+
+    def test_exercise_without_an_attempt_stays(self, exercise: Path) -> None:
+        assert reset.reset(exercise) == 0
+        assert [path.name for path in exercise.parent.glob("*.py")] == [exercise.name]
+
+    def test_folder_without_a_repository_is_one_sentence(self, tmp_path: Path) -> None:
+        path = tmp_path / "ex1_retry_pool.py"
+        path.write_text("my attempt\n")
+        with pytest.raises(UsageError, match=r"Git does not know ex1_retry_pool.py"):
+            reset.reset(path)
+        assert path.read_text() == "my attempt\n"
 
 
 def skip_if_started(file: str) -> None:

@@ -147,10 +147,16 @@ class TestRunOne:
 
 
 def test_tests_scenarios_and_exercises_get_their_arguments(project: Project) -> None:
-    for arguments in (["test", "ARGS=-k retry"], ["run-failures", "ARGS=02"], ["check", "N=1"]):
+    for arguments in (
+        ["test", "ARGS=-k retry"],
+        ["run-failures", "ARGS=02"],
+        ["check", "N=1"],
+        ["reset", "N=1"],
+    ):
         assert project.make(*arguments).returncode == 0
     assert [call.strip() for call in project.calls] == [
         "-m pytest -k retry", "examples/failure_scenarios.py 02", "examples/exercises/check.py 1",
+        "examples/exercises/reset.py 1",
     ]  # fmt: skip
 
 
