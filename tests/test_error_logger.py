@@ -576,7 +576,7 @@ password="a quote \" and <>"
 {"access_token":"<>"}
 {"token": "<>"}
 Incorrect key sk-<>
-AIza<> AKIA<> ghp_<> github_pat_<> hf_<> glpat-<> xoxb-<> rk_live_<>
+AIza<> ghp_<> github_pat_<> hf_<> glpat-<> xoxb-<> sk_live_<>
 eyJhbGciOiJIUzI1NiJ9.eyJ<>.c2ln
 """.strip().splitlines()
 FORMS += [
