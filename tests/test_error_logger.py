@@ -190,9 +190,10 @@ class TestCycles:
         deep: dict[str, Any] = {}
         for _ in range(20):
             deep = {"a": deep}
-        written = text_of(context_of(path, {"deep": deep, "object": object()}))
-        assert 5 <= written.count("a\n") <= 8
-        assert written.splitlines()[-3] == "..."
+        written = context_of(path, {"a": deep, "object": object()})  # the record is the first one
+        for _ in range(7):
+            written = written["a"]
+        assert written == "..."
 
 
 WRITER = """\
@@ -318,7 +319,9 @@ class TestDroppedRecords:
         assert logger.metrics()["total_requests"] == 3
         out, err = capfd.readouterr()
         assert (out, err.count("\n")) == ("", 1)
-        assert f"The log {logger.path} can't be written" in err
+        assert re.match(
+            f"The log {re.escape(logger.path)} can't be written \\([^)[]+\\): records", err
+        )
 
     def test_threads_count_every_dropped_record(
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
