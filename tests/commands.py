@@ -17,7 +17,7 @@ WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
 LESSONS = (
     "01_basic_errors", "02_backoff", "03_rate_limits", "04_circuit_breaker", "05_fallbacks",
     "06_error_logger", "streaming", "token_limits", "asyncio_client", "answers",
-    "failover",
+    "failover", "batch_job",
 )  # fmt: skip
 # A timeout and a slow body need real time, and the waits of two lessons are random;
 # test_failure_scenarios.py runs the others with a fake clock.

@@ -42,7 +42,7 @@ def test_every_block_is_part_of_a_transcript_a_timeline_or_a_change() -> None:
 
 
 def test_every_lesson_has_a_change() -> None:
-    lessons = [*(path.stem for path in SCRIPTS), "answers", "failover"]
+    lessons = [*(path.stem for path in SCRIPTS), "answers", "failover", "batch_job"]
     assert [change.script for change in CHANGES] == lessons
 
 

@@ -1,0 +1,126 @@
+"""Batch job: ask many prompts, a few at a time, and lose nothing when it stops.
+
+    python examples/batch_job.py                                # the demonstration
+    python examples/batch_job.py prompts.jsonl answers.jsonl    # lines like {"id": 1, "prompt": ""}
+
+Each result is written as soon as it is there. Kill the job and start it again: it asks only what is
+not done yet. It stops at once if every further call would fail too, for example with a 401. In the
+demonstration, the large model's quota is used up after five answers, and a second run asks the
+small model. The retry budget fits the concurrency: an outage fails all calls in flight together.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import Any, TextIO
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from examples.support.lesson import UsageError, parse_arguments, run_lesson
+from lib.answer_check import check_answer
+from lib.client import MistralClient
+from lib.errors import MistralError, explain
+from lib.pipeline import Pipeline
+from lib.rate_limiter import RateLimiter
+from lib.retry import Retrier, RetryBudget, is_retryable
+from lib.token_limiter import TokenLimiter, estimate_tokens
+
+FILES = ("prompts.jsonl", "answers.jsonl")
+LARGE, SMALL = "mistral-large-latest", "mistral-small-latest"
+CONCURRENCY, MAX_TOKENS = 8, 200
+
+pipeline = Pipeline(
+    retrier=Retrier(max_attempts=4, budget=RetryBudget(max_tokens=3 * CONCURRENCY)),
+    limiter=RateLimiter(max_requests_per_minute=6000),
+    token_limiter=TokenLimiter(max_tokens_per_minute=500_000),
+)
+
+
+def main(client: MistralClient) -> None:
+    print("=== Batch job ===\n")
+    if files := parse_arguments(FILES).files:
+        asyncio.run(run(client, SMALL, read_prompts(Path(files[0])), Path(files[1])))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for model in (LARGE, SMALL):
+            try:
+                questions = {number: f"Question {number}" for number in range(1, 9)}
+                asyncio.run(run(client, model, questions, Path(folder, "answers.jsonl")))
+            except MistralError as error:
+                print(f"  Stopped: {explain(error)}")
+    print()
+
+
+async def run(client: MistralClient, model: str, prompts: dict[Any, str], answers: Path) -> None:
+    done = read_done(answers)
+    todo = deque(prompts.keys() - done)
+    print(f"{model}: {len(todo)} of {len(prompts)} prompts to ask")
+
+    async def work(output: TextIO) -> None:
+        while todo:
+            result: dict[str, Any] = {"id": todo.popleft()}
+            try:
+                result["answer"] = await ask(client, model, prompts[result["id"]])
+            except Exception as error:
+                if is_fatal(error):
+                    todo.clear()  # start nothing more; the calls in flight still end
+                    raise
+                result |= {"error": explain(error), "retryable": is_retryable(error)}
+            output.write(json.dumps(result) + "\n")
+            output.flush()
+            if sys.stderr.isatty():
+                print(f"\r{len(todo)} left ", end="", file=sys.stderr, flush=True)
+
+    with answers.open("a", encoding="utf-8") as output:
+        workers = [work(output) for _ in range(CONCURRENCY)]
+        ends = await asyncio.gather(*workers, return_exceptions=True)
+    print(f"  {len(prompts.keys() & read_done(answers))} are done")
+    for error in filter(None, ends):
+        raise error
+
+
+def is_fatal(error: Exception) -> bool:
+    """Return True if every further call would fail too: no key, money, model or quota, or a bug."""
+    status, retryable = getattr(error, "status_code", 0), getattr(error, "retryable", None)
+    return status in (401, 402, 403, 404) or (status == 429 and not retryable) or retryable is None
+
+
+async def ask(client: MistralClient, model: str, prompt: str) -> str:
+    messages = [{"role": "user", "content": prompt}]
+    # With an async SDK: lambda attempt: sdk.chat.completions.create(model=model, messages=messages)
+    completion = await pipeline.call_async(
+        lambda attempt: asyncio.to_thread(
+            client.chat, messages, model=model, max_tokens=MAX_TOKENS
+        ),
+        tokens=estimate_tokens(messages, MAX_TOKENS),
+    )
+    return check_answer(completion).content
+
+
+def read_prompts(path: Path) -> dict[Any, str]:
+    lines = path.read_text("utf-8-sig").splitlines()
+    try:
+        prompts = {entry["id"]: entry["prompt"] for entry in map(json.loads, lines)}
+    except (ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"{path}: a line holds no prompt ({error!r}).") from None
+    if len(prompts) < len(lines):
+        raise UsageError(f"{path}: two lines have the same id.")
+    return prompts
+
+
+def read_done(path: Path) -> set[Any]:
+    """Return the ids that need no further call. Drop a last line that a kill cut short."""
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
+    results = [json.loads(line) for line in whole.splitlines()]
+    return {result["id"] for result in results if not result.get("retryable")}
+
+
+if __name__ == "__main__":
+    run_lesson(main, faults={LARGE: "ok*5,noquota*"}, files=FILES)

@@ -1,0 +1,133 @@
+"""examples/batch_job.py: nothing is lost and nothing is asked twice, whenever it stops."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib.mock_server import MockServer
+from support import ROOT, Outcome, run, start
+
+SCRIPT = str(ROOT / "examples" / "batch_job.py")
+CONCURRENCY = 8
+
+
+class Job:
+    """A batch job of real files, a real process and a real server."""
+
+    def __init__(self, folder: Path, prompts: int) -> None:
+        self.prompts, self.answers = folder / "prompts.jsonl", folder / "answers.jsonl"
+        lines = [json.dumps({"id": number, "prompt": f"P{number}"}) for number in range(prompts)]
+        self.prompts.write_text("\n".join(lines), "utf-8")
+
+    def arguments(self) -> list[str]:
+        return [SCRIPT, str(self.prompts), str(self.answers)]
+
+    def run(self, server: MockServer) -> Outcome:
+        return run(*self.arguments(), MISTRAL_BASE_URL=server.url)
+
+    def results(self) -> list[dict[str, Any]]:
+        lines = self.answers.read_text("utf-8").splitlines() if self.answers.exists() else []
+        return [json.loads(line) for line in lines]
+
+
+def asked(server: MockServer) -> list[str]:
+    """Return the prompts that the server got, without the request for the models."""
+    bodies = [request.body for request in server.log if request.body]
+    return [body["messages"][0]["content"] for body in bodies]
+
+
+class TestStopAndResume:
+    def test_a_killed_job_asks_again_only_what_was_in_flight(self, tmp_path: Path) -> None:
+        job = Job(tmp_path, prompts=40)
+        with MockServer("slow:0.1*") as server:
+            with start(*job.arguments(), MISTRAL_BASE_URL=server.url) as child:
+                while child.poll() is None and len(job.results()) < 5:
+                    time.sleep(0.02)
+                child.kill()
+            assert len(job.results()) < 40
+            assert job.run(server).code == 0
+            assert sorted(result["id"] for result in job.results()) == list(range(40))
+            assert len(asked(server)) <= 40 + CONCURRENCY
+        assert job.results()[0]["answer"].endswith("response")
+
+    def test_a_line_that_a_kill_cut_short_is_asked_again(self, tmp_path: Path) -> None:
+        job = Job(tmp_path, prompts=3)
+        job.answers.write_text('{"id": 0, "answer": "kept"}\n{"id": 1, "ans', "utf-8")
+        with MockServer() as server:
+            assert job.run(server).code == 0
+            assert sorted(asked(server)) == ["P1", "P2"]
+        assert sorted(result["id"] for result in job.results()) == [0, 1, 2]
+        assert job.results()[0] == {"id": 0, "answer": "kept"}
+
+    def test_a_finished_job_asks_nothing(self, tmp_path: Path) -> None:
+        job = Job(tmp_path, prompts=3)
+        with MockServer() as server:
+            job.run(server)
+            assert "0 of 3 prompts to ask\n  3 are done" in job.run(server).out
+            assert len(asked(server)) == 3
+
+
+class TestErrors:
+    @pytest.mark.parametrize("fault", ["401", "402", "403", "404", "noquota"])
+    def test_what_every_call_would_get_stops_the_job_at_once(
+        self, tmp_path: Path, fault: str
+    ) -> None:
+        job = Job(tmp_path, prompts=100)
+        with MockServer(f"ok*11,{fault}*") as server:  # the first request asks for the models
+            outcome = job.run(server)
+            assert len(asked(server)) <= 10 + 2 * CONCURRENCY
+        assert (outcome.code, outcome.err.count("Traceback")) == (1, 0)
+        assert len(job.results()) == 10
+        assert all("answer" in result for result in job.results())
+
+    def test_a_prompt_that_fails_for_good_is_not_asked_again(self, tmp_path: Path) -> None:
+        job = Job(tmp_path, prompts=3)
+        with MockServer("ok,400,length") as server:
+            assert job.run(server).code == 0
+            assert job.run(server).code == 0
+            assert len(asked(server)) == 3
+        errors = " ".join(result.get("error", "answered") for result in job.results())
+        assert "cut off" in errors
+        assert "(400, " in errors
+        assert "answered" in errors
+
+    def test_a_transient_error_is_retried_and_asked_again_by_the_next_run(
+        self, tmp_path: Path
+    ) -> None:
+        job = Job(tmp_path, prompts=1)
+        with MockServer("ok,empty") as server:
+            job.run(server)
+            job.run(server)
+            assert asked(server) == ["P0", "P0"]
+        assert [sorted(result) for result in job.results()] == [
+            ["error", "id", "retryable"],
+            ["answer", "id"],
+        ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"id": 1}', "KeyError('prompt')"),
+        ("Hello!", "JSONDecodeError"),
+        ('{"id": 0, "prompt": "again"}', "two lines have the same id"),
+    ],
+)
+def test_a_wrong_input_file_is_one_sentence(tmp_path: Path, line: str, reason: str) -> None:
+    job = Job(tmp_path, prompts=1)
+    job.prompts.write_text(f"{job.prompts.read_text('utf-8')}\n{line}", "utf-8")
+    outcome = run(*job.arguments(), "--offline", MISTRAL_NO_NOTICE="1")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert reason in outcome.err
+
+
+def test_a_missing_file_and_a_missing_name_are_one_sentence(tmp_path: Path) -> None:
+    missing = str(tmp_path / "prompts.jsonl")
+    for arguments, code in (([missing], 2), ([missing, str(tmp_path / "out")], 1)):
+        outcome = run(SCRIPT, *arguments, "--offline", MISTRAL_NO_NOTICE="1")
+        assert (outcome.code, outcome.err.count("\n")) == (code, 1), outcome.err
