@@ -11,9 +11,9 @@ ends after 30 seconds, as a ``requests.Timeout``: connecting (to all addresses o
 together), sending, the response's headers, its body and its decompression. A body that you
 read after the block is limited, too.
 
-Not limited: looking up the name of the host, since nothing can interrupt it; a SOCKS or
-https:// proxy that sends its own part byte by byte; the waits between the retries that you
-order with ``max_retries``. Needs ``requests``, and urllib3 1.26 or newer, which it brings.
+Not limited: looking up the name of the host, since nothing can interrupt it; what a SOCKS or
+https:// proxy passes on byte by byte; the waits between the retries that you order with
+``max_retries``. Needs ``requests``, and the urllib3 that comes with it, from 1.26 on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def total_timeout(seconds: float) -> Deadline:
 
 
 class Deadline:
-    """The time by which calls must end. Thread-safe."""
+    """The time by which calls must end. Thread-safe, but use it in one ``with`` at a time."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -77,7 +77,10 @@ class Deadline:
         self._at = min(self._at, time.monotonic() + seconds)
 
     def expire(self) -> None:
-        """End the call now. A thread that waits for the server is woken."""
+        """Let the deadline pass now, from any thread or signal handler.
+
+        A call that waits for the server ends at once, and one that connects as soon as it has.
+        """
         self._at = -math.inf
         with self._lock, contextlib.suppress(OSError):
             if self._socket:  # Its own shutdown() would make a TLS socket a plain one.

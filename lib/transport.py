@@ -57,7 +57,7 @@ class Transport:
     """
 
     def __init__(self, api_key: str, base_url: str, session: requests.Session | None) -> None:
-        self._auth = _BearerAuth(api_key)
+        self._key = _Key(api_key)
         self.base_url, self._host, on_this_machine = _check_base_url(base_url)
         # An empty proxy takes precedence over one in the environment.
         self._proxies = {"http": "", "https": "", "all": ""} if on_this_machine else {}
@@ -86,7 +86,7 @@ class Transport:
                     self.base_url + path,
                     data=body,
                     headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
-                    auth=self._auth,  # requests lets ~/.netrc replace a header, but not this
+                    auth=self._key,  # requests lets ~/.netrc replace a header, but not this
                     timeout=(min(timeout[0], deadline.seconds), min(timeout[1], deadline.seconds)),
                     allow_redirects=False,
                     proxies=dict(self._proxies),  # a copy, since requests changes it
@@ -95,7 +95,7 @@ class Transport:
             with raw:
                 if raw.status_code < 200:  # unread, so that the response goes to no other caller
                     raise APIConnectionError(f"{self._host} sent an interim response (1xx)")
-                response = Response(raw, deadline, self._auth)
+                response = Response(raw, deadline, self._key)
                 if not 200 <= raw.status_code <= 299:
                     text = response.error_text()
                     raise error_from_response(raw.status_code, response.headers, text)
@@ -103,7 +103,7 @@ class Transport:
             return
         except FAILURES as error:
             failure = self._named(error, deadline)
-            failure.__cause__ = self._auth.cause(error)
+            failure.__cause__ = self._key.without_traces(error)
         raise failure  # outside of the handler, whose variables may show the key
 
     def close(self) -> None:
@@ -135,11 +135,9 @@ class Transport:
                 if isinstance(cause, classes):
                     return error_class(message.format(peer=peer, cause=cause, verify=verify))
         # An OSError of no special class says itself what failed: a route, a proxy, a CA file.
-        details = [str(cause) for cause in causes if type(cause) is OSError] or [
-            type(error).__name__
-        ]
-        detail = "".join(filter(str.isprintable, details[0]))
-        return APIConnectionError(f"the connection to {peer} failed ({detail:.200})")
+        detail = next((str(each) for each in causes if type(each) is OSError), type(error).__name__)
+        printable = "".join(filter(str.isprintable, detail))
+        return APIConnectionError(f"the connection to {peer} failed ({printable:.200})")
 
 
 class Response:
@@ -150,11 +148,11 @@ class Response:
     for gzip and deflate; another ``Content-Encoding`` is left as it is.
     """
 
-    def __init__(self, raw: requests.Response, deadline: Deadline, auth: _BearerAuth) -> None:
+    def __init__(self, raw: requests.Response, deadline: Deadline, key: _Key) -> None:
         self.headers: Mapping[str, str] = CaseInsensitiveDict(
-            {name: auth.redact(value) for name, value in raw.headers.items()}
+            {name: key.redact(value) for name, value in raw.headers.items()}
         )
-        self.redact = auth.redact
+        self.redact = key.redact
         self._raw = raw.raw
         self._raw.enforce_content_length = True  # urllib3 1.26 takes half a body for a whole one
         self._deadline = deadline
@@ -170,9 +168,11 @@ class Response:
         return bytes(body[: MAX_RESPONSE_BYTES + 1])
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield the body as it arrives. Some chunks may be empty."""
+        """Yield the body as it arrives, until the deadline. Some chunks may be empty."""
         compressed = self.headers.get("Content-Encoding", "").lower() in COMPRESSIONS
-        return self._decompressed() if compressed else self._pieces()
+        for chunk in _decompressed(self._pieces()) if compressed else self._pieces():
+            self._deadline.check()
+            yield chunk
 
     def drain(self, chunks: Iterator[bytes]) -> None:
         """Read the end of the body, for DRAIN_SECONDS at most, to make the connection reusable.
@@ -198,19 +198,19 @@ class Response:
 
     def _pieces(self) -> Iterator[bytes]:
         if hasattr(self._raw, "read1"):
-            pieces = iter(lambda: self._raw.read1(PIECE, decode_content=False), b"")
-        else:  # urllib3 1.26: without chunks, a larger read would wait until its buffer is full
-            pieces = self._raw.stream(PIECE if self._raw.chunked else 1, decode_content=False)
-        for piece in pieces:
-            self._deadline.check()
-            yield piece
+            return iter(lambda: self._raw.read1(PIECE, decode_content=False), b"")
+        # In urllib3 1.26, a body without chunks is read byte by byte: a larger read would wait.
+        size = PIECE if self._raw.chunked else 1
+        pieces: Iterator[bytes] = self._raw.stream(size, decode_content=False)
+        return pieces
 
-    def _decompressed(self) -> Iterator[bytes]:
-        decompressor = zlib.decompressobj(wbits=47)  # finds out whether it is gzip or deflate
-        for piece in self._pieces():
-            while piece and self._deadline.check():
-                yield decompressor.decompress(piece, PIECE)
-                piece = decompressor.unconsumed_tail
+
+def _decompressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    decompressor = zlib.decompressobj(wbits=47)  # finds out whether it is gzip or deflate
+    for piece in pieces:
+        while piece:
+            yield decompressor.decompress(piece, PIECE)
+            piece = decompressor.unconsumed_tail
 
 
 _instances: weakref.WeakSet[Transport | Response] = weakref.WeakSet()
@@ -226,19 +226,19 @@ if hasattr(os, "register_at_fork"):
 
 
 def _new_session() -> requests.Session:
-    session = requests.Session()
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, TotalTimeoutAdapter(pool_maxsize=MAX_CONNECTIONS))
+    session, adapter = requests.Session(), TotalTimeoutAdapter(pool_maxsize=MAX_CONNECTIONS)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
     return session
 
 
-class _BearerAuth(AuthBase):
-    """Set the Authorization header. Its repr does not show the key, and it cannot be pickled."""
+class _Key(AuthBase):
+    """The API key, for the Authorization header alone: no repr shows it, no pickle holds it."""
 
     def __init__(self, key: str) -> None:
         if not isinstance(key, str) or not key:
             raise ValueError("The API key is empty: set MISTRAL_API_KEY.")
-        if not all("!" <= char <= "~" for char in key):
+        if not re.fullmatch("[!-~]+", key):
             raise ValueError(
                 "The API key contains a space, a line break or a non-ASCII character, "
                 "which no HTTP header can carry: copy it again."
@@ -257,13 +257,15 @@ class _BearerAuth(AuthBase):
         """Return the text (plain, or JSON from ``json.dumps``) with the key redacted."""
         return text.replace(json.dumps(self._key)[1:-1], REDACTED).replace(self._key, REDACTED)
 
-    def cause(self, error: Exception) -> Exception | None:
-        """Return the error as a cause that shows no key, or None if its text does.
+    def without_traces(self, error: Exception) -> Exception | None:
+        """Return the error without what leads to the key, or None if its text shows the key.
 
-        Its traceback and its own causes go, since the variables of requests hold the key.
+        The variables of requests hold the key, and so does the request that failed.
         """
         error.__cause__ = error.__context__ = error.__traceback__ = None
-        return None if self._key in "".join(traceback.format_exception_only(error)) else error
+        vars(error).update(request=None, response=None)
+        text = "".join(traceback.format_exception_only(error))
+        return None if self._key in text else error
 
 
 def _forget_redirect(response: requests.Response, **_: object) -> None:

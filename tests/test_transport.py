@@ -591,7 +591,7 @@ class TestFuzz:
         chance = random.Random(28)
         responses = [framed(body, content_type, chance) for _ in range(150)]
         with (
-            memory_below(40_000_000),
+            memory_below(80_000_000),
             serving(one_each(responses)) as url,
             MistralClient(KEY, base_url=url, total_timeout=0.2) as client,
         ):
