@@ -125,6 +125,21 @@ class TestEveryPhase:
         with serving(handle, tls=tls) as url, ends_in_time(0.1):
             session.get("https://no-such-host.invalid/", proxies={"https": url}, timeout=60)
 
+    def test_tls_through_a_proxy(self, session: requests.Session, clock: FakeClock) -> None:
+        """The handshake has what the proxy has left of the time."""
+
+        def connect(connection: socket.socket, stopping: threading.Event) -> None:
+            connection.recv(65536)
+            clock.now += 59.95
+            connection.sendall(HEAD + b"\r\n")
+            stopping.wait(10)
+
+        started_at = time.perf_counter()
+        with serving(connect) as url, total_timeout(60):
+            with pytest.raises(requests.RequestException):
+                session.get("https://no-such-host.invalid/", proxies={"https": url}, timeout=60)
+            assert time.perf_counter() - started_at < 2
+
     def test_decompression(self, session: requests.Session, clock: FakeClock) -> None:
         """Also if all of the body has arrived."""
         body = gzip.compress(b" " * 5_000_000)
@@ -293,10 +308,10 @@ class TestBlock:
         assert (response.text, list(response.iter_lines())) == ("Hello", [b"Hello"])
 
     def test_threads_have_blocks_of_their_own(self, session: requests.Session) -> None:
-        seconds = iter([0.1, 0.1, 0.1, 60, 60, 60])
+        seconds = iter([0.05, 60] * 3)
 
         def answer_after_a_while(connection: socket.socket, stopping: threading.Event) -> None:
-            stopping.wait(0.5)
+            stopping.wait(0.3)
             connection.sendall(OK)
 
         def call() -> str:

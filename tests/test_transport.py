@@ -305,7 +305,7 @@ class TestCompression:
             assert type(error) is APIResponseValidationError, encoding
 
     def test_a_small_response_that_unpacks_to_a_huge_one(self) -> None:
-        body = gzip.compress(b"\n" * 50_000_000, compresslevel=1)
+        body = gzip.compress(b"\n" * 20_000_000, compresslevel=1)
         with memory_below(40_000_000):
             error = failure_after(gzipped(body))
         assert str(error) == f"the response is longer than {MAX_RESPONSE_BYTES} bytes"
@@ -589,15 +589,17 @@ class TestFuzz:
     def test_framings_and_encodings(self, body: bytes, content_type: bytes, call: Call) -> None:
         """The completion is the one that was sent; it takes no longer, and no more memory."""
         chance = random.Random(28)
-        responses = [framed(body, content_type, chance) for _ in range(150)]
+        responses = [framed(body, content_type, chance) for _ in range(60)]
         with (
             memory_below(80_000_000),
             serving(one_each(responses)) as url,
-            MistralClient(KEY, base_url=url, total_timeout=0.2) as client,
+            MistralClient(KEY, base_url=url, total_timeout=0.1) as client,
         ):
-            started_at = time.monotonic()
-            results = [result_of(call, client) for _ in responses]
-            assert time.monotonic() - started_at < 20
+            results = []
+            for _ in responses:
+                started_at = time.monotonic()
+                results.append(result_of(call, client))
+                assert time.monotonic() - started_at < 2
         assert 0 < results.count(None) < len(results)
         assert all(result in (None, "Hi", ["Hello ", "Hello "]) for result in results)
 
