@@ -127,8 +127,9 @@ class TotalTimeoutAdapter(HTTPAdapter):
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
         """Send a request and return its response, whose body may not have arrived."""
-        timeout = kwargs.get("timeout")
-        _read_timeout.set(timeout[1] if isinstance(timeout, tuple) else timeout)
+        timeout = kwargs.get("timeout")  # a number, a pair, None or an urllib3.Timeout
+        read_timeout = timeout[1] if isinstance(timeout, tuple) else timeout
+        _read_timeout.set(read_timeout if isinstance(read_timeout, (int, float)) else None)
         with _timeout_of(_current.get(), request=request):
             return super().send(request, *args, **kwargs)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import requests
+import urllib3
 
 from conftest import FakeClock
 from lib.total_timeout import Deadline, TotalTimeoutAdapter, total_timeout
@@ -243,6 +244,11 @@ class TestOtherTimeouts:
     def test_connect_timeout_limits_the_proxys_part(self, session: requests.Session) -> None:
         with serving(silent) as url, total_timeout(10), pytest.raises(requests.RequestException):
             session.get("https://no.invalid/", proxies={"https": url}, timeout=(0.1, 10))
+
+    def test_every_kind_of_timeout_is_accepted(self, session: requests.Session) -> None:
+        kinds: list[Any] = [None, 5, 0.5, (5, 5), (5, None), urllib3.Timeout(5), urllib3.Timeout()]
+        with serving(answering(*[OK] * len(kinds))) as url, total_timeout(5):
+            assert {session.get(url, timeout=kind).text for kind in kinds} == {"Hello"}
 
     def test_read_timeout_limits_each_silence(self, session: requests.Session) -> None:
         for body in (b"", LARGE):
