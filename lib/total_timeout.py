@@ -226,14 +226,18 @@ class _Connection(HTTPConnection):
                 self.timeout = min(timeout or MAX_SECONDS, deadline.check())
                 try:
                     connected = super()._new_conn()
+                    break
                 except (ConnectTimeoutError, NewConnectionError):
                     if not addresses:
                         raise
-                else:
-                    deadline.limit(connected, timeout)  # for the TLS handshake
-                    return connected
         finally:
             self._dns_host, self.timeout = host, timeout  # TLS checks this name
+        try:
+            deadline.limit(connected, timeout)  # for a TLS handshake
+        except TimeoutError:
+            connected.close()
+            raise
+        return connected
 
     def send(self, data: Any) -> None:
         """Send piece by piece; each may take the read timeout, and all what is left."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
+import itertools
 import socket
 import sys
 import threading
@@ -342,6 +344,29 @@ class TestBlock:
         for seconds in (0, -1, float("nan")):
             with pytest.raises(ValueError, match=r"^seconds must be a number > 0, got "):
                 total_timeout(seconds)
+
+
+class TestWhereverItStrikes:
+    @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+    def test_nothing_is_left_open(
+        self, session: requests.Session, monkeypatch: pytest.MonkeyPatch, tls: bool
+    ) -> None:
+        """A socket that is never closed is a ResourceWarning."""
+        ends = []
+        with serving(answering(OK), tls=tls) as url:
+            for seconds in range(1, 20):
+                monkeypatch.setattr(time, "monotonic", itertools.count().__next__)
+                try:
+                    with total_timeout(seconds):
+                        ends.append(
+                            session.get(url, timeout=5, headers={"Connection": "close"}).text
+                        )
+                except requests.Timeout:
+                    ends.append("Timeout")
+                monkeypatch.undo()
+                monkeypatch.setenv("REQUESTS_CA_BUNDLE", CERTIFICATE)
+                gc.collect()
+        assert set(ends) == {"Timeout", "Hello"}
 
 
 class TestExpire:
