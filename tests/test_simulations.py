@@ -26,7 +26,7 @@ from support import EXPECTED, ROOT, run_in_threads
 
 FOLDER = ROOT / "examples" / "simulations"
 SVG = "{http://www.w3.org/2000/svg}"
-PICTURES = ("jitter", "retry_storm", "rate_limit")
+PICTURES = ("jitter", "retry_storm", "fleet", "rate_limit")
 TABLES = (EXPECTED / "simulations.txt").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
 PAGE = (FOLDER / "README.md").read_text("utf-8")
@@ -198,6 +198,19 @@ class TestResults:
             "3 attempts, retry budget": "100",
         }
 
+    def test_only_a_rule_that_gives_tokens_back_is_right_for_fleets_and_for_random_failures(
+        self,
+    ) -> None:
+        right = {
+            name: [float(row[2]) >= 95, float(row[3]) <= 1.3, float(row[4]) >= 98]
+            for name, row in rows("Fleet").items()
+        }
+        assert right == {
+            "time earns tokens": [False, False, False],
+            "gRPC's rule": [True, True, False],
+            "successes give back": [True, True, True],
+        }
+
 
 @pytest.mark.parametrize("name", PICTURES)
 class TestPictures:
@@ -253,6 +266,13 @@ class TestPages:
             "retries of all calls together, and every `Retrier` has one. With it, the service gets "
             f"{budget[3]} requests per call and recovers."
         ) in one_line(README)
+
+    def test_the_numbers_of_the_fleet(self) -> None:
+        time_earns, grpc, give_back = rows("Fleet").values()
+        text = one_line(PAGE)
+        assert f"and {time_earns[2]} % of the calls succeed" in text
+        assert f"{grpc[4]} % of its calls succeed" in text
+        assert f"{give_back[4]} % of the other program's calls succeed" in text
 
     def test_the_numbers_of_the_rate_limit(self) -> None:
         none, retries, no_budget, at_600, at_590 = rows("Rate limit").values()

@@ -79,9 +79,10 @@ class Traffic:
         ends = [call.succeeded for call in self.calls if start <= call.arrived < end]
         return ends.count(True) / len(ends)
 
-    def requests_per_call(self) -> float:
-        """Return how many requests the server got for each call."""
-        return len(self.requests) / len(self.calls)
+    def requests_per_call(self, start: float = 0, end: float = math.inf) -> float:
+        """Return how many requests the server got for each call, between two moments."""
+        calls = sum(start <= call.arrived < end for call in self.calls)
+        return sum(start <= moment < end for moment in self.requests) / calls
 
 
 class Server:
@@ -209,10 +210,10 @@ def picture(traffics: dict[str, Traffic]) -> str:
     )
 
 
-def per_second(moments: list[float]) -> list[Point]:
+def per_second(moments: list[float], end: int = END) -> list[Point]:
     """Return how many of the moments there are per second, averaged over two seconds each."""
     counts = Counter(int(moment // 2) for moment in moments)
-    return [(2 * index + 1, counts[index] / 2) for index in range(END // 2)]
+    return [(2 * index + 1, counts[index] / 2) for index in range(end // 2)]
 
 
 if __name__ == "__main__":
