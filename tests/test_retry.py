@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from conftest import Call, FakeClock
+from examples.simulations.virtual_time import simulate
 from lib.retry import Retrier, RetryBudget, jitter_random
 from support import (
     busy_thread,
@@ -307,6 +308,30 @@ class TestRetryBudget:
                 retrier.call(operation)
                 succeeded += 1
         assert succeeded >= 0.985 * 5000
+
+    def test_a_batch_with_a_token_for_each_possible_retry_loses_nothing_to_a_blip(self) -> None:
+        """The number that lib/README advises: (max_attempts - 1) times the concurrency."""
+
+        async def batch(max_tokens: float) -> int:
+            retrier = Retrier(5, budget=RetryBudget(max_tokens))
+            slots = asyncio.Semaphore(50)
+
+            async def operation() -> None:
+                await asyncio.sleep(0.5)
+                if 5 <= time.monotonic() < 7:
+                    raise TransientError
+
+            async def call() -> bool:
+                async with slots:
+                    with contextlib.suppress(TransientError):
+                        await retrier.call_async(operation)
+                        return True
+                    return False
+
+            return (await asyncio.gather(*(call() for _ in range(1500)))).count(False)
+
+        assert simulate(lambda: batch(4 * 50), seed=1) == 0
+        assert simulate(lambda: batch(10), seed=1) > 100
 
     def test_threads_never_take_more_tokens_than_there_are(self) -> None:
         budget = RetryBudget(20, tokens_per_second=0)
