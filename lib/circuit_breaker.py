@@ -123,7 +123,8 @@ class CircuitBreaker:
         _breakers.add(self)
 
     def _must_open(self, calls: _Closed) -> bool:
-        many = max(calls.failures_in_a_row, calls.failures - 1) >= self.failure_threshold
+        threshold = self.failure_threshold
+        many = calls.failures_in_a_row >= threshold or calls.failures > threshold
         return many and calls.failures >= calls.successes
 
     @property

@@ -240,20 +240,29 @@ def returns_when_interrupted(call: Callable[[], object], handler: Callable[[], o
 
 
 @contextlib.contextmanager
-def busy_thread(work: Callable[[], object]) -> Iterator[None]:
-    """Do the work again and again in another thread."""
-    stopping = threading.Event()
+def thread_paused_at_the_clock(
+    monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]
+) -> Iterator[None]:
+    """Do the work in another thread, which pauses where it first reads the clock.
 
-    def run() -> None:
-        while not stopping.is_set():
-            work()
+    The helpers read it while they hold their lock.
+    """
+    paused, going_on, real = threading.Event(), threading.Event(), time.monotonic
 
-    thread = threading.Thread(target=run)
+    def monotonic() -> float:
+        if threading.current_thread() is thread:
+            paused.set()
+            going_on.wait(timeout=30)
+        return real()
+
+    monkeypatch.setattr(time, "monotonic", monotonic)
+    thread = threading.Thread(target=work)
     thread.start()
     try:
+        assert paused.wait(timeout=30)
         yield
     finally:
-        stopping.set()
+        going_on.set()
         thread.join()
 
 
