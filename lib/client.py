@@ -50,7 +50,7 @@ DEFAULT_BASE_URL = "https://api.mistral.ai/v1"
 MAX_TIMEOUT = 86400.0  # seconds; operating systems reject much longer timeouts
 ROLES = ("system", "user", "assistant", "tool")
 CLOSED = "the stream was closed before its end"
-MAX_JSON_VALUES = 250_000  # arrays and objects; they need up to 250 bytes each
+MAX_JSON_VALUES = 200_000  # arrays and objects; they need up to 250 bytes each
 TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -328,14 +328,14 @@ class ChatStream(Iterator[str]):
         choice = _choice(event)
         delta = _at(choice, "delta", _at(choice, "message", NOTHING))
         text = _content_text(delta.get("content"))
-        for piece in _at(delta, "tool_calls", NO_ITEMS):
+        for piece in _objects(delta, "tool_calls"):
             self._add_to_tool_call(_at(piece, "index", 0), piece)
         self.finish_reason = _at(choice, "finish_reason", "") or self.finish_reason
         self.usage = _usage(event) or self.usage
         self._size += len(text)
         return text
 
-    def _add_to_tool_call(self, index: int, piece: Any) -> None:
+    def _add_to_tool_call(self, index: int, piece: Fields) -> None:
         """Add a piece to the call with this index, or begin a call if the piece has a new ID."""
         call = self._tool_calls.get(index, {})
         if not call or _at(piece, "id", "") not in ("", call["id"]):
@@ -511,7 +511,7 @@ def _completion(content: Fields, limits: Limits) -> ChatCompletion:
         finish_reason=finish_reason,
         usage=_usage(content),
         limits=limits,
-        tool_calls=tuple(_at(message, "tool_calls", NO_ITEMS)),
+        tool_calls=tuple(_objects(message, "tool_calls")),
     )
 
 
@@ -523,8 +523,12 @@ def _at(content: Any, name: str, default: T) -> T:
 
 def _choice(content: Fields) -> Fields:
     """Return the choice with the index 0, or without any, of a completion or an event."""
-    choices = _at(content, "choices", NO_ITEMS)
-    return next((each for each in choices if isinstance(each, dict) and not each.get("index")), {})
+    return next((each for each in _objects(content, "choices") if not each.get("index")), {})
+
+
+def _objects(content: Fields, name: str) -> list[Fields]:
+    """Return the objects in a field that is a list."""
+    return [each for each in _at(content, name, NO_ITEMS) if isinstance(each, dict)]
 
 
 def _usage(content: Fields) -> Usage | None:

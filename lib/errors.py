@@ -36,7 +36,6 @@ import json
 import math
 import re
 import time
-from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_tz
@@ -44,6 +43,7 @@ from http import HTTPStatus
 from typing import Any, ClassVar, NamedTuple
 
 MAX_MESSAGE_LENGTH = 500  # characters
+MAX_BODY_LENGTH = 1024 * 1024  # characters of an error's body that are read
 BACK_OFF = "retry with exponential backoff"
 
 
@@ -386,7 +386,7 @@ def _error_class(
 
 def _read_body(body: str) -> tuple[str, dict[str, str]]:
     """Return the message in a body, and what its fields say."""
-    text = body.strip("\ufeff \t\r\n")
+    text = body[:MAX_BODY_LENGTH].strip("\ufeff \t\r\n")
     try:
         content = json.loads(text)
         return _message_in(content), _facts_in(content)
@@ -396,25 +396,32 @@ def _read_body(body: str) -> tuple[str, dict[str, str]]:
 
 def _message_in(content: Any) -> str:
     """Return the readable part of an error body, whatever shape it has."""
+    if isinstance(content, str):
+        return content
+    messages = filter(None, map(_message_in, _parts(content)))
     if isinstance(content, list):
-        return "; ".join(filter(None, map(_message_in, content)))
-    if isinstance(content, dict):
-        message = next(filter(None, map(_message_in, map(content.get, MESSAGE_FIELDS))), "")
-        place = content.get("loc")
-        if isinstance(place, list) and message:
-            return f"{'.'.join(map(str, place))}: {message}"
-        return message
-    return content if isinstance(content, str) else ""
+        return "; ".join(messages)
+    message = next(messages, "")
+    if message and isinstance(content.get("loc"), list):
+        return f"{'.'.join(map(str, content['loc']))}: {message}"
+    return message
 
 
 def _facts_in(content: Any) -> dict[str, str]:
     """Return the texts and numbers of a body's objects; those of inner objects count more."""
-    if isinstance(content, list):
-        return dict(ChainMap(*map(_facts_in, content)))
+    facts: dict[str, str] = {}
     if isinstance(content, dict):
-        own = {name: str(each) for name, each in content.items() if isinstance(each, (str, int))}
-        return dict(ChainMap(*map(_facts_in, map(content.get, MESSAGE_FIELDS)), own))
-    return {}
+        facts = {name: str(each) for name, each in content.items() if isinstance(each, (str, int))}
+    for part in reversed(_parts(content)):  # so that the first one counts most
+        facts.update(_facts_in(part))
+    return facts
+
+
+def _parts(content: Any) -> list[Any]:
+    """Return the items of a list, or the fields of an object that may hold a message."""
+    if isinstance(content, dict):
+        return [content[name] for name in MESSAGE_FIELDS if name in content]
+    return content if isinstance(content, list) else []
 
 
 def _one_line(text: str) -> str:

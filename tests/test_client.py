@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from lib.errors import (
     APIStatusError,
     InternalServerError,
     InvalidRequestError,
+    MistralError,
     RateLimitError,
 )
 from lib.fallback import FallbackHandler
@@ -248,6 +252,8 @@ class TestCompletion:
     ) -> None:
         result = chat(client, api, with_message({"content": "", "tool_calls": TOOL_CALLS}))
         assert result.tool_calls == tuple(TOOL_CALLS)
+        for odd in (None, "f", {"id": "a1"}, [None, "f"]):
+            assert chat(client, api, with_message({"tool_calls": odd})).tool_calls == ()
 
     def test_what_a_server_leaves_out_is_empty(
         self, api: RequestsMock, client: MistralClient
@@ -408,6 +414,78 @@ class TestErrorInA200:
         other = {"index": 1, "message": None, "error": UPSTREAM, "finish_reason": "error"}
         body = changed(choices=[{"index": 0, "message": {"content": "Hi"}}, other])
         assert chat(client, api, body).content == "Hi"
+
+
+ODD: tuple[Any, ...] = (
+    None, True, 0, -1, 1e300, "", "text", "\ud83d", [], {}, [None], [[]], {"": {}}, ["text"],
+    {"error": "x"}, {"type": "text", "text": "x"}, "error", 429, "429", {"index": 1},
+)  # fmt: skip
+
+
+def with_odd_values(content: Any, chance: random.Random) -> Any:
+    """Return the JSON with some of its values replaced, left out or repeated."""
+    if chance.random() < 0.12:
+        return chance.choice(ODD)
+    if isinstance(content, dict):
+        kept = [item for item in content.items() if chance.random() > 0.05]
+        return {name: with_odd_values(value, chance) for name, value in kept}
+    if isinstance(content, list):
+        return [with_odd_values(item, chance) for item in content * chance.choice([1, 1, 1, 2])]
+    return content
+
+
+BOTH = {
+    **completion("Hi"),
+    "error": None,
+    "choices": [{"index": 0, "finish_reason": "stop",
+                 "delta": {"content": "Hi", "tool_calls": TOOL_CALLS},
+                 "message": {"content": [{"type": "text", "text": "Hi"}],
+                             "tool_calls": TOOL_CALLS}}],
+}  # fmt: skip
+
+
+class TestFuzz:
+    """Any JSON in a 200 ends in a completion or in a MistralError, and never in a traceback."""
+
+    def test_a_completion(self, api: RequestsMock, client: MistralClient) -> None:
+        chance = random.Random(19)
+        ends = Counter[str]()
+        for _ in range(300):
+            body = json.dumps(with_odd_values(BOTH, chance))
+            api.post(CHAT_URL, body=body)
+            try:
+                result = client.chat(HELLO)
+            except MistralError as error:
+                ends[type(error).__name__] += 1
+                continue
+            ends["completion"] += 1
+            assert result.content.encode().decode() == result.content
+            assert isinstance(result.model, str), body
+            assert isinstance(result.finish_reason, str), body
+            assert all(type(count) is int for count in astuple(result.usage or Usage(0, 0, 0)))
+            assert all(isinstance(call, dict) for call in result.tool_calls), body
+        assert min(ends["completion"], ends["APIResponseValidationError"]) > 10, ends
+        assert ends["InternalServerError"] > 0, ends
+
+    def test_a_stream(self, api: RequestsMock, client: MistralClient) -> None:
+        chance = random.Random(22)
+        ends = Counter[str]()
+        for _ in range(300):
+            contents = [with_odd_values(BOTH, chance) for _ in range(3)]
+            events = [f"data: {json.dumps(content)}\n\n" for content in contents]
+            end = chance.choice(["data: [DONE]", "", "data: {"])
+            api.post(CHAT_URL, body="".join(events) + end, content_type="text/event-stream")
+            stream = client.stream(HELLO)
+            try:
+                text = "".join(stream)
+            except MistralError as error:
+                ends[type(error).__name__] += 1
+                continue
+            ends["stream"] += 1
+            assert text.encode().decode() == text
+            assert stream.finish_reason or end == "data: [DONE]"
+            assert json.dumps(stream.tool_calls)
+        assert min(ends["stream"], ends["APIStreamBrokenError"]) > 10, ends
 
 
 class TestStatusError:

@@ -268,6 +268,12 @@ class TestMessage:
         assert message(json.dumps({"message": "x" * 500})) == "x" * 500
         assert message("x" * 1_000_000) == "x" * 497 + "..."
 
+    def test_an_endless_body_is_not_read_to_its_end(self) -> None:
+        """Its values would take thirty times the memory of their text."""
+        body = '{"detail": [' + '{"":0},' * 200_000 + '{"message": "No"}]}'
+        assert message(body) == "Bad Request"
+        assert message('{"detail": [' + '{"":0},' * 100_000 + '{"message": "No"}]}') == "No"
+
     def test_control_characters_are_removed(self) -> None:
         """A server must not move the cursor, or forge a line of a log."""
         for control in "\r\n", "\t", "\0", "\x1b", "\x9b", "\x7f", "\u2028", "\u202e", "\ud800":

@@ -567,11 +567,29 @@ def framed(body: bytes, content_type: bytes, chance: random.Random) -> bytes:
     ])  # fmt: skip
 
 
+# What gateways and look-alikes put around and into an answer, in chunks that cut events.
+LOOKALIKE = (
+    b'\xef\xbb\xbf: PROCESSING\r\n\r\ndata: {"choices":[],"prompt_filter_results":[]}\n\n'
+    b'event: ping\ndata: 1\r\rdata: {"choices":[{"index":0,"delta":{"content":"Hi \\ud83d"}}]}\n\n'
+    b'data: {"choices":[{"index":0,\ndata: "delta":{"content":"\\ude00"},"finish_reason":"x"}]}\n\n'
+    b'data: {"usage":{"prompt_tokens":1,"total_tokens":3},"error":null}\n\ndata: [DONE]'
+)
+LOOKALIKE_STREAM = b"".join(
+    [
+        STREAM_HEAD,
+        *(chunk(LOOKALIKE[at : at + 40]) for at in range(0, len(LOOKALIKE), 40)),
+        chunk(b""),
+    ]
+)
+
+
 class TestFuzz:
     """Whatever a server sends, a call ends in a completion or in a MistralError."""
 
     @pytest.mark.parametrize(
-        ("original", "call"), [(CHUNKED_RESPONSE, chat), (STREAM, stream)], ids=["chat", "stream"]
+        ("original", "call"),
+        [(CHUNKED_RESPONSE, chat), (STREAM, stream), (LOOKALIKE_STREAM, stream)],
+        ids=["chat", "stream", "a look-alike's stream"],
     )
     def test_mutated_responses(self, original: bytes, call: Call) -> None:
         chance = random.Random(27)
