@@ -43,14 +43,15 @@ from .transport import MAX_RESPONSE_BYTES, Response, Transport
 
 T = TypeVar("T")
 Fields = dict[str, Any]  # a JSON object
-NOTHING: Fields = {}
+NOTHING: Fields = {}  # what a field that is missing counts as
 NO_ITEMS: list[Any] = []
 
 DEFAULT_BASE_URL = "https://api.mistral.ai/v1"
 MAX_TIMEOUT = 86400.0  # seconds; operating systems reject much longer timeouts
 ROLES = ("system", "user", "assistant", "tool")
 CLOSED = "the stream was closed before its end"
-MAX_JSON_VALUES = 200_000  # arrays and objects; they need up to 250 bytes each
+MAX_JSON_VALUES = 200_000  # arrays and objects; each needs up to 250 bytes, four numbers as much
+INSTEAD_OF_JSON = {"": "empty", "<": "an HTML page, not JSON"}  # by the first character
 TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -405,7 +406,7 @@ def _payload(
 
 
 def _events(chunks: Iterator[bytes], content_type: str) -> Iterator[Event]:
-    """Yield the events of a response. One without any event may be plain JSON: that is yielded."""
+    """Yield the events of a response. If it holds none, but one JSON object, yield that."""
     stream, found = EventStream(), False
     body = bytearray()  # as long as no event has been found
     for received in itertools.chain(chunks, [b"\n\n"]):  # the last event may lack its end
@@ -441,12 +442,10 @@ def _parse_json(content: bytes) -> Fields:
     if len(content) > MAX_RESPONSE_BYTES:
         raise _too_long()
     text = content.decode("utf-8-sig", "replace").strip()
-    if not text:
-        raise APIResponseValidationError("the response is empty")
     try:
         fields = _loads(text)
     except (ValueError, RecursionError) as error:
-        what = "an HTML page, not JSON" if text[:1] == "<" else "truncated or not JSON"
+        what = INSTEAD_OF_JSON.get(text[:1], "truncated or not JSON")
         raise APIResponseValidationError(f"the response is {what}") from error
     return fields if isinstance(fields, dict) else {}
 
@@ -454,7 +453,9 @@ def _parse_json(content: bytes) -> Fields:
 def _loads(text: str) -> Any:
     """Parse JSON, unless its values would need much more memory than their text."""
     if text.count("{") + text.count("[") + text.count(",") / 4 > MAX_JSON_VALUES:
-        raise _too_long()
+        raise APIResponseValidationError(
+            f"the response holds more than {MAX_JSON_VALUES} arrays and objects"
+        )
     return json.loads(text)
 
 
@@ -465,14 +466,8 @@ def _too_long() -> APIResponseValidationError:
 def _raise_reported_error(content: Fields, response: Response) -> None:
     """Raise the error that the server reports inside a 200, with its own message."""
     for place in (content, _choice(content)):
-        if any(
-            [
-                place.get("error"),
-                place.get("errors"),
-                place.get("object") == "error",
-                place.get("finish_reason") == "error",
-            ]
-        ):
+        says_error = "error" in (place.get("object"), place.get("finish_reason"))
+        if says_error or any(map(place.get, ("error", "errors"))):
             report = {"title": "the model stopped because of an error", **place}
             raise error_from_response(500, response.headers, response.redact(json.dumps(report)))
 

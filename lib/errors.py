@@ -354,7 +354,7 @@ def error_from_response(status_code: int, headers: Mapping[str, str], body: str)
     ``headers`` must be a case-insensitive mapping, such as ``response.headers`` of requests.
     """
     message, facts = _read_body(body)
-    named = ERRORS_BY_CODE.get(facts.get("code")) or ERRORS_BY_CODE.get(facts.get("type"))
+    named = ERRORS_BY_CODE.get(facts.get("code"), ERRORS_BY_CODE.get(facts.get("type")))
     statuses = [facts.get(name, "") for name in STATUS_FIELDS]
     status = next(
         (int(each) for each in statuses if re.fullmatch("[45][0-9][0-9]", each)), status_code
@@ -364,10 +364,8 @@ def error_from_response(status_code: int, headers: Mapping[str, str], body: str)
     return _error_class(status, named, headers)(
         status,
         _one_line(message) or _phrase(status),
-        _one_line(facts.get("code", "")) or None,
-        _one_line(headers.get("mistral-correlation-id", ""))
-        or _one_line(facts.get("request_id", ""))
-        or None,
+        _first_line(facts.get("code", "")),
+        _first_line(headers.get("mistral-correlation-id", ""), facts.get("request_id", "")),
         read_retry_after(headers),
     )
 
@@ -429,6 +427,11 @@ def _one_line(text: str) -> str:
     text = "".join(char if char.isprintable() else " " for char in text)
     text = " ".join(text.split())
     return text if len(text) <= MAX_MESSAGE_LENGTH else text[: MAX_MESSAGE_LENGTH - 3] + "..."
+
+
+def _first_line(*texts: str) -> str | None:
+    """Return the first text that says something, as one line."""
+    return next(filter(None, map(_one_line, texts)), None)
 
 
 def _phrase(status_code: int) -> str:

@@ -157,6 +157,16 @@ class TestTimeoutArguments:
             client.models()
         assert api.calls[0].request.req_kwargs["timeout"] == used  # type: ignore[attr-defined]
 
+    def test_with_options_keeps_what_it_is_not_given(self, api: RequestsMock) -> None:
+        for _ in range(2):
+            api.get(MODELS_URL, json={"data": []})
+        with MistralClient("test-key", timeout=(1, 2), total_timeout=0.5) as client:
+            changes: list[dict[str, Any]] = [{"timeout": 3}, {"total_timeout": 86400}]
+            for options in changes:
+                client.with_options(**options).models()
+        used = [call.request.req_kwargs["timeout"] for call in api.calls]  # type: ignore[attr-defined]
+        assert used == [(0.5, 0.5), (1, 2)]
+
     def test_wrong_timeout(self) -> None:
         wrong: list[Any] = [0, -1, float("nan"), 86401, "5", True, (5,), (5, 0), (1, 2, 3), [5, 60]]
         for timeout in wrong:
@@ -353,7 +363,7 @@ class TestValidationError:
         """Each of its objects takes 200 bytes and more, thirty times its text."""
         for value in ('{"":0}', "[]", '"aa",' * 4):
             api.post(CHAT_URL, body="[" + f"{value}," * 300_000 + "0]")
-            with pytest.raises(APIResponseValidationError, match="longer than"):
+            with pytest.raises(APIResponseValidationError, match="more than 200000 arrays"):
                 client.chat(HELLO)
 
     def test_models(self, api: RequestsMock, client: MistralClient) -> None:
