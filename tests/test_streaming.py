@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from responses import RequestsMock
 
-from conftest import FakeClock
+from conftest import FakeClock, RunScript
 from examples import streaming
 from lib import client as client_module
 from lib.client import ChatStream, Limits, MistralClient, Usage
@@ -97,6 +97,12 @@ class TestLesson:
                 with pytest.raises(APIConnectionError):
                     streaming.print_stream(client)
             assert len(server.log) <= 10 + 11  # ten tokens, and what the waits earn
+
+    def test_half_an_answer_that_ends_like_a_whole_one(self, run_script: RunScript) -> None:
+        code, out, _ = run_script("streaming", "--faults", "ok,truncate")
+        assert code == 0
+        assert "Broken off after 17 characters: the stream ended without a finish reason" in out
+        assert "Kept: 'Hello! How can I '" in out
 
 
 class TestPieces:
