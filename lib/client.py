@@ -265,7 +265,8 @@ class ChatStream(Iterator[str]):
         """Stop reading, and close the connection, unless the stream has already ended.
 
         If the answer is not whole, the next read raises an APIStreamBrokenError, and so does a
-        read that waits in another thread.
+        read that waits in another thread: at once, but with a session of your own only when
+        something arrives or its read timeout has passed.
         """
         self._is_closed = not self._is_whole
         if self._reading.acquire(blocking=False):
