@@ -257,7 +257,7 @@ class ChatStream(Iterator[str]):
         with self._reading:
             for piece in self._pieces:
                 return piece
-        if self._is_closed:
+        if self._is_closed and not self._is_whole:
             raise APIStreamBrokenError(CLOSED, "".join(self._received))
         raise StopIteration
 
@@ -268,7 +268,7 @@ class ChatStream(Iterator[str]):
         read that waits in another thread: at once, but with a session of your own only when
         something arrives or its read timeout has passed.
         """
-        self._is_closed = not self._is_whole
+        self._is_closed = True
         if self._reading.acquire(blocking=False):
             try:
                 self._pieces.close()

@@ -558,6 +558,20 @@ class TestClose:
                 next(stream)
         assert server.requests == []
 
+    def test_an_answer_that_is_whole_stays_whole(self) -> None:
+        """The rest of it, which has arrived, is read although the stream is being closed."""
+        with (
+            RawServer(HEAD, chunk(event("Hel") + event("lo", "stop")), then="silence") as server,
+            MistralClient("key", base_url=server.url) as client,
+        ):
+            stream = client.stream(HELLO)
+            assert next(stream) == "Hel"
+            with ThreadPoolExecutor(1) as pool:
+                rest = pool.submit(list, stream)
+                time.sleep(0.05)  # so that the reader waits for the end mark
+                stream.close()
+                assert rest.result(timeout=10) == ["lo"]
+
     def test_a_stream_that_has_ended_stays_whole(self, server: RawServer) -> None:
         with MistralClient("key", base_url=server.url) as client:
             stream = client.stream(HELLO)
