@@ -135,7 +135,8 @@ class TestTree:
         assert APIStreamBrokenError("x", "Hel").status_code == 200
 
     def test_a_broken_stream_keeps_its_text(self) -> None:
-        assert APIStreamBrokenError("x", "Hel").partial_text == "Hel"
+        error = APIStreamBrokenError("disconnected", "Hel")
+        assert (str(error), error.partial_text) == ("disconnected", "Hel")
 
     @pytest.mark.parametrize(
         "error",
