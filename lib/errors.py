@@ -322,7 +322,8 @@ def explain(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     detail = str(error)
     if isinstance(error, APIStatusError):
-        detail = f"{error.status_code}, {error.message.rstrip('.')}"
+        detail, status = error.message.rstrip("."), str(error.status_code)
+        detail = detail if status in detail else f"{status}, {detail}"
         if error.retry_after is not None:
             detail += f"; the server asks for {error.retry_after:g} s"
     return f"{meaning[0].upper()}{meaning[1:]} ({detail}): {getattr(error, 'what_to_do', '')}."

@@ -537,6 +537,8 @@ class TestExplain:
              "check the network and MISTRAL_BASE_URL, then retry."),
             (CircuitOpenError("api", 4.2, "InternalServerError: Busy"), "Circuit breaker is open "
              "(after InternalServerError: Busy): try again in 5 s."),
+            (NotFoundError(404, "404 page not found"), "There is no such model or path "
+             "(404 page not found): check the model's name and MISTRAL_BASE_URL."),
             (APITimeoutError("api did not respond in time"), "The call took too long "
              "(api did not respond in time): retry, allow more time or ask for a shorter answer."),
             (InsufficientQuotaError(429, "No."), "Your plan lacks this model, or its quota is used "
