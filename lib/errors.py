@@ -44,6 +44,7 @@ from typing import Any, ClassVar, NamedTuple
 
 MAX_MESSAGE_LENGTH = 500  # characters
 MAX_BODY_LENGTH = 1024 * 1024  # characters of an error's body that are read
+BLANK = "\ufeff \t\r\n"  # may stand around JSON: a byte order mark, spaces and line ends
 BACK_OFF = "retry with exponential backoff"
 
 
@@ -385,7 +386,7 @@ def _error_class(
 
 def _read_body(body: str) -> tuple[str, dict[str, str]]:
     """Return the message in a body, and what its fields say."""
-    text = body[:MAX_BODY_LENGTH].strip("\ufeff \t\r\n")
+    text = body[:MAX_BODY_LENGTH].strip(BLANK)
     try:
         content = json.loads(text)
         return _message_in(content), _facts_in(content)

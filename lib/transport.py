@@ -28,7 +28,13 @@ from requests.auth import AuthBase
 from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
 
-from .errors import MAX_BODY_LENGTH, APIConnectionError, APITimeoutError, error_from_response
+from .errors import (
+    BLANK,
+    MAX_BODY_LENGTH,
+    APIConnectionError,
+    APITimeoutError,
+    error_from_response,
+)
 from .total_timeout import Deadline, TotalTimeoutAdapter
 
 MAX_RESPONSE_BYTES = 8 * 1024 * 1024
@@ -187,7 +193,7 @@ class Response:
         """Return the body of an error response, redacted, or "" if it can't be read."""
         text = ""
         with contextlib.suppress(*FAILURES):
-            text = self.read()[:MAX_BODY_LENGTH].decode("utf-8", "replace")
+            text = self.read()[:MAX_BODY_LENGTH].decode("utf-8", "replace").strip(BLANK)
         with contextlib.suppress(ValueError, RecursionError):
             text = json.dumps(json.loads(text))  # JSON may write the key with escapes (\u0041)
         return self.redact(text)

@@ -795,6 +795,7 @@ class TestRedaction:
             raw_response("401 No", b'{"message": "Bad key %s"}' % key),
             raw_response("422 No", b'{"detail": [{"loc": ["%s"], "msg": "%s"}]}' % (key, key)),
             raw_response("401 No", b'{"message": "\\u0073%s"}' % key[1:]),
+            raw_response("401 No", b'\r\n\xef\xbb\xbf {"message": "\\u0073%s"}' % key[1:]),
             raw_response("401 No", b'{"message": "%s"}' % (b"x" * 490 + key)),
             raw_response("429 No", b"", f"Retry-After: {KEY}", f"mistral-correlation-id: {KEY}"),
             raw_response(f"401 {KEY}"),
