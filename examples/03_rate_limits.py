@@ -11,7 +11,6 @@ Still unsolved: it keeps calling a service that is down. Example 4 fixes that.
 """
 
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -47,11 +46,7 @@ def main(client: MistralClient) -> None:
 def paced_chat(client: MistralClient, limiter: RateLimiter, prompt: str) -> ChatCompletion:
     """Wait for the next slot, then call. After a 429, wait as the server asks and call again."""
     messages = [{"role": "user", "content": prompt}]
-    wait = limiter.reserve()
-    if wait > 0:
-        shown = math.ceil(wait * 2) / 2  # rounded up to half a second
-        print(f"Rate limiting: waiting {shown:g}s")
-        time.sleep(wait)
+    limiter.acquire(on_wait=announce)
     try:
         return client.chat(messages, max_tokens=5)
     except RateLimitError as error:
@@ -64,5 +59,12 @@ def paced_chat(client: MistralClient, limiter: RateLimiter, prompt: str) -> Chat
         return client.chat(messages, max_tokens=5)
 
 
+def announce(wait: float) -> None:
+    """Print a wait, rounded to the nearest half second."""
+    rounded = round(wait * 2) / 2
+    if rounded > 0:
+        print(f"Rate limiting: waiting {rounded:g}s")
+
+
 if __name__ == "__main__":
-    run_lesson(main, faults="slow:0.5,slow:1")
+    run_lesson(main, faults="slow:0.5,slow:1.1")

@@ -23,238 +23,258 @@ for a burst.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
+import os
 import threading
 import time
-from collections import deque
+import weakref
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, wait
 
-WINDOW_STARTS = 10  # over this many starts, the rate is never exceeded, even after a delay
+PACE = 0.985  # of the limit; the rest is a margin for late starts and the network's jitter
+MARGIN = 60 / PACE - 60  # seconds; if no start is later than this, no minute gets too many
+
+Attempt = Callable[["Caller"], float]
+OnWait = Callable[[float], object] | None
 
 
 class RateLimitTimeoutError(TimeoutError):
     """No slot was free within the timeout, so no request was sent.
 
-    The error comes from your own limiter, not from the service. It is not retryable, and its
-    ``status_code`` is 429, so a circuit breaker does not count it as a failure.
+    The error comes from your own limiter, not from the service, so it is not retryable, and a
+    circuit breaker does not count it as a failure.
     """
 
     retryable = False
-    status_code = 429
 
 
 class RateLimiter:
     """Let at most ``max_requests_per_minute`` requests start per minute, evenly spaced.
 
-    Callers start in the order in which they arrived. If the operating system wakes a thread
-    late, its request starts late. The next starts make up for the delay, so the full rate is
-    still reached. Only this process is counted; several processes need a shared limiter.
+    Callers start in the order in which they arrived, at 98.5 % of the limit. If the operating
+    system wakes a thread late, its request starts late, and the next starts make up for it.
+    You may change ``max_requests_per_minute`` at any time. Only this process is counted;
+    several processes need a shared limiter.
 
-    Thread-safe. Threads and asyncio tasks may share one limiter. While a task is first in
-    line, the callers behind it wait for its event loop, so don't block the loop. Raises
-    ValueError for a wrong argument.
+    Thread-safe. Threads and asyncio tasks may share one limiter. If a task is first in line
+    and its event loop is blocked, all callers behind it wait too. Raises ValueError for a
+    wrong argument.
     """
 
     def __init__(self, max_requests_per_minute: float = 60) -> None:
-        if type(max_requests_per_minute) not in (int, float) or not (
-            0 < max_requests_per_minute < math.inf
-        ):
-            raise ValueError(
-                f"max_requests_per_minute must be a number > 0, got {max_requests_per_minute!r}"
-            )
-        self.max_requests_per_minute = max_requests_per_minute
-        self._interval = 60.0 / max_requests_per_minute
+        rate = max_requests_per_minute
+        if type(rate) not in (int, float) or not 0 < rate < math.inf:
+            raise ValueError(f"max_requests_per_minute must be a number > 0, got {rate!r}")
+        self.max_requests_per_minute = rate
         self._next_slot = -math.inf  # a time on the monotonic clock, like all times here
-        self._window_opens_at = -math.inf
-        self._last_starts: deque[float] = deque(maxlen=WINDOW_STARTS)
-        self._line: deque[_Waiter] = deque()
-        self._reserved: deque[float] = deque()  # slots that ``reserve`` booked behind the line
-        self._lock = threading.Lock()
+        self._line = Line()
 
-    def reserve(self) -> float:
-        """Book the next free slot. Return the seconds until it; you must wait that long yourself.
-
-        Use it to announce the wait, or to wait in your own way. A booked slot cannot be
-        given back.
-        """
-        with self._lock:
-            now = time.monotonic()
-            slot = max(now, self._earliest_start())
-            if self._line or self._reserved:
-                slot += (len(self._line) + len(self._reserved)) * self._interval
-                self._reserved.append(slot)
-            else:
-                self._take(slot, slot)
-        return slot - now
-
-    def acquire(self, timeout: float | None = None) -> float:
+    def acquire(self, timeout: float | None = None, *, on_wait: OnWait = None) -> float:
         """Wait for a free slot and take it. Return the seconds waited.
+
+        ``timeout`` is in seconds; None means no limit. If there is a wait, ``on_wait(seconds)``
+        is called once, before it, with its expected length.
 
         The slot is taken only when the wait is over, so a caller that gives up uses no slot,
         and ``pause`` also delays callers that are already waiting. Raises
         RateLimitTimeoutError as soon as it is clear that no slot will be free within
-        ``timeout`` seconds.
+        ``timeout`` seconds, ValueError for a wrong timeout, and TypeError if ``on_wait`` is
+        an async function.
         """
-        waiter = _Waiter(timeout)
-        try:
-            while (wait := self._try_start(waiter)) > 0:
-                if waiter.is_first:
-                    time.sleep(min(wait, threading.TIMEOUT_MAX))
-                else:
-                    waiter.wait_until_notified(wait)
-        except BaseException:
-            try:
-                self._leave(waiter)
-            finally:
-                self._leave(waiter)  # again, in case Ctrl-C interrupted the first call
-            raise
-        return waiter.waited
+        return self._line.wait(Caller(self._try_start, timeout, on_wait), time.sleep)
 
-    async def acquire_async(self, timeout: float | None = None) -> float:
+    async def acquire_async(self, timeout: float | None = None, *, on_wait: OnWait = None) -> float:
         """Do what ``acquire`` does, without blocking the event loop.
 
         A cancelled task leaves the line and uses no slot.
         """
-        waiter = _TaskWaiter(timeout)
-        try:
-            while (wait := self._try_start(waiter)) > 0:
-                if waiter.is_first:
-                    await asyncio.sleep(wait)
-                else:
-                    await waiter.wait_until_notified_async(wait)
-        except BaseException:
-            try:
-                self._leave(waiter)
-            finally:
-                self._leave(waiter)  # again, in case Ctrl-C interrupted the first call
-            raise
-        return waiter.waited
+        return await self._line.wait_async(Caller(self._try_start, timeout, on_wait), asyncio.sleep)
+
+    def _try_start(self, caller: Caller) -> float:
+        """Take the next slot and return 0 if it has come; else return the seconds until it."""
+        now = time.monotonic()
+        interval = 60 / (PACE * self.max_requests_per_minute)
+        slot = max(now, self._next_slot) + caller.ahead * interval
+        if slot > now:
+            if slot > caller.gives_up_at:
+                raise RateLimitTimeoutError(f"no request may start within {caller.timeout:g} s")
+            return slot - now
+        # If this start is a little late, count it as on time: the next slot does not move.
+        due = max(self._next_slot, caller.arrived_at)
+        self._next_slot = (due if now - due < min(interval, MARGIN) else now) + interval
+        return 0.0
 
     def pause(self, seconds: float) -> None:
-        """Block all new starts for ``seconds``; slots that are already reserved are kept.
+        """Block all new starts for ``seconds``. Raises ValueError for a wrong number.
 
         Call it with the Retry-After of a 429: every caller that shares the limiter waits,
         so that the others don't each get a 429 too.
         """
-        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
-            raise ValueError(f"seconds must be a number of seconds >= 0, got {seconds!r}")
-        with self._lock:
+        check_seconds("seconds", seconds)
+        with self._line.lock:
             self._next_slot = max(self._next_slot, time.monotonic() + seconds)
 
     def __repr__(self) -> str:
         return f"RateLimiter({self.max_requests_per_minute:g}, waiting={len(self._line)})"
 
-    def _try_start(self, waiter: _Waiter) -> float:
-        """Take a slot and return 0 if it is the waiter's turn; else return the seconds to wait."""
-        with self._lock:
-            now = time.monotonic()
-            if waiter.joined_at is None:
-                waiter.joined_at = now
-                self._line.append(waiter)
-                ahead = len(self._line) - 1
-            else:
-                ahead = self._line.index(waiter)
-            give_up_at = waiter.joined_at + waiter.timeout
-            waiter.is_first = ahead == 0
-            slot = self._earliest_start()
-            if ahead:
-                slot = max(slot, now) + ahead * self._interval
-            if slot > give_up_at:
-                raise RateLimitTimeoutError(f"no request may start within {waiter.timeout:g} s")
-            if ahead:
-                return give_up_at - now
-            if slot > now:
-                return slot - now
-            # A start less than one interval late keeps its slot, so the next one is on time.
-            due = max(self._next_slot, waiter.joined_at)
-            self._take(due if now < due + self._interval else now, now)
-            waiter.waited = now - waiter.joined_at
-            self._line.popleft()
-            self._notify_first()
-            return 0.0
 
-    def _leave(self, waiter: _Waiter) -> None:
-        """Remove a waiter that gave up from the line, wherever it was interrupted."""
-        with self._lock:
-            if waiter in self._line:
-                self._line.remove(waiter)
-            self._notify_first()
+class Caller:
+    """A caller that waits in line: for what, since when, until when, behind how many others.
 
-    def _notify_first(self) -> None:
-        while self._line:
-            try:
-                self._line[0].notify()
-                return
-            except RuntimeError:  # its event loop is closed, so it will never start
-                self._line.popleft()
+    ``attempt(caller)`` returns 0 if it succeeds, else the seconds until it is worth another
+    one. It raises an error when the caller must give up.
+    """
 
-    def _earliest_start(self) -> float:
-        """Return when the next request may start."""
-        self._take_due_reservations()
-        return max(self._next_slot, self._window_opens_at)
-
-    def _take_due_reservations(self) -> None:
-        """Take each reserved slot that is less than half an interval after the next free one."""
-        while self._reserved and self._reserved[0] < self._next_slot + self._interval / 2:
-            slot = self._reserved.popleft()
-            self._take(max(slot, self._next_slot), slot)
-
-    def _take(self, slot: float, start: float) -> None:
-        """Book a slot for a request that starts at ``start``, a bit earlier or later than it."""
-        self._next_slot = slot + self._interval
-        self._last_starts.append(start)
-        # Starts that make up for a delay must not exceed the rate: for each n >= WINDOW_STARTS,
-        # the next start comes at least n intervals after the n-th last one.
-        self._window_opens_at += self._interval
-        if len(self._last_starts) == WINDOW_STARTS:
-            window_end = self._last_starts[0] + WINDOW_STARTS * self._interval
-            self._window_opens_at = max(self._window_opens_at, window_end)
-
-
-class _Waiter:
-    """A thread in line. It is notified once, when it is first; then it waits for its slot."""
-
-    def __init__(self, timeout: float | None) -> None:
-        if timeout is not None and (type(timeout) not in (int, float) or not timeout >= 0):
-            raise ValueError(f"timeout must be a number of seconds >= 0, got {timeout!r}")
+    def __init__(self, attempt: Attempt, timeout: float | None, on_wait: OnWait = None) -> None:
+        if timeout not in (None, math.inf):
+            check_seconds("timeout", timeout)
+        if on_wait is not None:
+            check_hook("on_wait", on_wait)
+        self.attempt, self.on_wait, self.ahead = attempt, on_wait, 0
         self.timeout = math.inf if timeout is None else timeout
-        self.joined_at: float | None = None
-        self.is_first = False
-        self.waited = 0.0
-        self._set_up()
+        self.arrived_at = time.monotonic()
+        self.gives_up_at = self.arrived_at + self.timeout
+        self.awaited: asyncio.Future[None] | None = None
 
-    def _set_up(self) -> None:
-        self._notified = threading.Event()
+    def renew_turn(self) -> None:
+        """Get a new future, which will be done when it is time to try."""
+        turn: Future[None] = Future()
+        turn.set_running_or_notify_cancel()  # a cancelled task does not cancel it
+        self.turn = turn
 
-    def notify(self) -> None:
-        self._notified.set()
+    def sleep(self, seconds: float) -> None:
+        """Sleep until the line wakes this caller, or for ``seconds``."""
+        wait([self.turn], min(seconds, threading.TIMEOUT_MAX))
+        self.renew_turn()
 
-    def wait_until_notified(self, seconds: float) -> None:
-        self._notified.wait(min(seconds, threading.TIMEOUT_MAX))
-
-
-class _TaskWaiter(_Waiter):
-    """An asyncio task in line. A thread other than that of its event loop may notify it."""
-
-    def _set_up(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._future = self._loop.create_future()
-
-    def notify(self) -> None:
-        if asyncio._get_running_loop() is self._loop:
-            self._wake()
-        else:
-            self._loop.call_soon_threadsafe(self._wake)
-
-    async def wait_until_notified_async(self, seconds: float) -> None:
+    async def sleep_async(self, seconds: float) -> None:
+        """Do what ``sleep`` does, without blocking the event loop."""
+        self.awaited = asyncio.wrap_future(self.turn)
         if seconds == math.inf:
-            await self._future
-            return
-        timer = self._loop.call_later(seconds, self._wake)
-        try:
-            await self._future
-        finally:
-            timer.cancel()
+            await self.awaited
+        else:
+            await asyncio.wait([self.awaited], timeout=seconds)
+        self.renew_turn()
 
-    def _wake(self) -> None:
-        if not self._future.done():
-            self._future.set_result(None)
+    def is_gone(self) -> bool:
+        """Return True for a task that was cancelled, or whose event loop was closed."""
+        task = self.awaited
+        return task is not None and (task.cancelled() or task.get_loop().is_closed())
+
+
+class Line:
+    """Callers in the order in which they arrived: threads, and tasks of any event loop.
+
+    Only the first one tries to start; the others sleep until they are first. A task whose
+    event loop was closed is skipped as soon as another caller arrives or leaves.
+
+    Thread-safe: each attempt holds ``lock``. It is reentrant, because the garbage collector
+    may end a forgotten task at any moment.
+    """
+
+    def __init__(self) -> None:
+        self.begin_afresh()
+        _lines.add(self)
+
+    def begin_afresh(self) -> None:
+        """Forget all callers, and whoever holds the lock."""
+        self.lock = threading.RLock()
+        self._callers: OrderedDict[Caller, None] = OrderedDict()  # to leave it costs O(1)
+
+    def __len__(self) -> int:
+        return len(self._callers)
+
+    def wait(self, caller: Caller, sleep: Callable[[float], object]) -> float:
+        """Wait until an attempt of the caller succeeds. Return the seconds waited.
+
+        It makes one on arrival; the others when it is first, and after each ``sleep``.
+        """
+        self.wake_first()
+        if (seconds := self._try(caller)) == 0:
+            return 0.0
+        try:
+            self._join(caller, seconds)
+            caller.sleep(caller.timeout)
+            while (seconds := self._try(caller)) > 0:
+                sleep(min(seconds, threading.TIMEOUT_MAX))
+            return time.monotonic() - caller.arrived_at
+        finally:
+            try:
+                self._leave(caller)
+            finally:
+                self._leave(caller)  # again, in case Ctrl-C interrupted the first call
+
+    async def wait_async(self, caller: Caller, sleep: Callable[[float], Awaitable[None]]) -> float:
+        """Do what ``wait`` does, without blocking the event loop."""
+        self.wake_first()
+        if (seconds := self._try(caller)) == 0:
+            return 0.0
+        try:
+            self._join(caller, seconds)
+            await caller.sleep_async(caller.timeout)
+            while (seconds := self._try(caller)) > 0:
+                await sleep(seconds)
+            return time.monotonic() - caller.arrived_at
+        finally:
+            try:
+                self._leave(caller)
+            finally:
+                self._leave(caller)  # again, as above
+
+    def wake_first(self) -> None:
+        """Let the first caller try at once; drop tasks that will never run again."""
+        with self.lock:
+            while self._callers:
+                first = next(iter(self._callers))
+                if not first.is_gone():
+                    if not first.turn.done():
+                        first.turn.set_result(None)
+                    break
+                del self._callers[first]
+
+    def _try(self, caller: Caller) -> float:
+        with self.lock:
+            is_first = next(iter(self._callers), caller) is caller
+            caller.ahead = 0 if is_first else len(self._callers)
+            seconds = caller.attempt(caller)
+        return seconds  # noqa: RET504 - Ctrl-C after a call in `return` would skip the unlocking
+
+    def _join(self, caller: Caller, seconds: float) -> None:
+        caller.renew_turn()
+        with self.lock:
+            self._callers[caller] = None
+            self.wake_first()
+        if caller.on_wait is not None:
+            caller.on_wait(seconds)
+
+    def _leave(self, caller: Caller) -> None:
+        with self.lock:
+            self._callers.pop(caller, None)
+            self.wake_first()
+
+
+def check_seconds(name: str, value: float) -> None:
+    """Raise ValueError if the value is not a number of seconds."""
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number of seconds >= 0, got {value!r}")
+
+
+def check_hook(name: str, hook: Callable[..., object]) -> None:
+    """Raise TypeError if the hook is an async function, or an object with an async __call__."""
+    if any(map(inspect.iscoroutinefunction, (hook, type(hook).__call__))):
+        raise TypeError(f"{name} must be a plain function, got an async one: it would never run")
+
+
+_lines: weakref.WeakSet[Line] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """The child has none of the threads that waited in the parent, or that held a lock."""
+    for line in list(_lines):
+        line.begin_afresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -35,11 +35,10 @@ import threading
 import time
 from typing import Any
 
-from .rate_limiter import RateLimiter, RateLimitTimeoutError
+from .rate_limiter import PACE, OnWait, RateLimiter, RateLimitTimeoutError
 
 _logger = logging.getLogger(__name__)
 
-USED_SHARE = 0.985  # of the limit; the rest is a margin for starts that reach the API late
 RETRY_REDIS_AFTER = 1.0  # seconds without Redis until one caller tries it again
 MAX_SOCKET_TIMEOUT = 5.0  # seconds
 FOREVER = 2**53  # microseconds; above that, Lua's numbers are not exact
@@ -58,7 +57,8 @@ redis.call('SET', KEYS[1], next_slot, 'PX', math.floor((next_slot - now) / 1000)
 return slot - now
 """
 
-# What redis and valkey raise if they are rejected. By name, since neither library is imported here.
+# Exceptions of redis and valkey for a rejected login or command, by name because neither library
+# is imported here.
 ACCESS_ERRORS = {"AuthenticationError", "AuthorizationError", "NoPermissionError"}
 
 
@@ -77,13 +77,14 @@ class SharedRateLimiter:
     It has the interface of RateLimiter. Limiters share a limit if they have the same ``name``
     and use the same Redis. Each process keeps its callers in line and books a slot only for
     the first of them. So a process that is killed, or a task that is cancelled, wastes at most
-    one slot. The pace is 98.5 % of the limit: at the full pace, one late start followed by
-    punctual ones would exceed the limit in some window.
+    one slot. The pace is 98.5 % of the limit: at 100 %, one late start and the punctual ones
+    after it would put more than the limit into one minute.
 
     While Redis can't be used (it refuses connections, is silent, read-only, restarting or full),
     each process paces itself at ``local_share`` of the limit, logs one warning, and tries Redis
     again once per second. Set the share to 1 / number of processes, so that all of them
-    together stay under the limit. The default of 0.1 is right for ten and safe for fewer.
+    together stay under the limit. The default of 0.1 suits ten processes; with fewer, they
+    stay further below the limit.
 
     ``redis_client`` must have a socket_timeout, because a silent server blocks a caller for
     that long. It must make no retries, because a retry could book a second slot.
@@ -105,11 +106,13 @@ class SharedRateLimiter:
             raise ValueError(f"name must be a non-empty string, got {name!r}")
         if type(local_share) not in (int, float) or not 0 < local_share <= 1:
             raise ValueError(f"local_share must be a number > 0 and <= 1, got {local_share!r}")
-        self._line = RateLimiter(max_requests_per_minute)  # the callers of this process
+        # The callers of this process. Redis makes the pace, so the line is a bit faster.
+        self._line = RateLimiter(max_requests_per_minute)
+        self._line.max_requests_per_minute /= PACE
         self.name = name
         self.max_requests_per_minute = max_requests_per_minute
         self.local_share = local_share
-        self._interval = 60.0 / (max_requests_per_minute * USED_SHARE)
+        self._interval = 60.0 / (max_requests_per_minute * PACE)
         self._keys = [f"rate-limit:{name}"]
         self._script = redis_client.register_script(BOOK_SLOT)
         self._is_local = False
@@ -117,36 +120,35 @@ class SharedRateLimiter:
         self._next_local_slot = -math.inf
         self._lock = threading.Lock()
 
-    def reserve(self) -> float:
-        """Book the next free slot. Return the seconds until it; you must wait that long yourself.
-
-        A booked slot cannot be given back. The call to Redis blocks: from async code, use
-        ``asyncio.to_thread``.
-        """
-        return self._book(None, in_line=0.0)
-
-    def acquire(self, timeout: float | None = None) -> float:
+    def acquire(self, timeout: float | None = None, *, on_wait: OnWait = None) -> float:
         """Wait for a free slot and take it. Return the seconds waited.
+
+        ``timeout`` is in seconds; None means no limit. If there is a wait, ``on_wait(seconds)``
+        is called once, before it, with its expected length.
 
         Raises RateLimitTimeoutError as soon as it is clear that no slot comes within
         ``timeout`` seconds; no slot is booked then.
         """
-        in_line = self._line.acquire(timeout)
+        in_line = self._line.acquire(timeout, on_wait=on_wait)
         wait = self._book(timeout, in_line)
         if wait > 0:
             self._line.pause(wait)  # callers behind this one book no slot until its slot has come
+            if on_wait is not None and not in_line:
+                on_wait(wait)
             time.sleep(wait)
         return in_line + wait
 
-    async def acquire_async(self, timeout: float | None = None) -> float:
+    async def acquire_async(self, timeout: float | None = None, *, on_wait: OnWait = None) -> float:
         """Do what ``acquire`` does, without blocking the event loop.
 
         The call to Redis runs in a thread, because the client is synchronous.
         """
-        in_line = await self._line.acquire_async(timeout)
+        in_line = await self._line.acquire_async(timeout, on_wait=on_wait)
         wait = await asyncio.to_thread(self._book, timeout, in_line)
         if wait > 0:
             self._line.pause(wait)
+            if on_wait is not None and not in_line:
+                on_wait(wait)
             await asyncio.sleep(wait)
         return in_line + wait
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT-0
 """Stay under a limit of tokens per minute: reserve an estimate, settle what was used.
 
-Copy this file alone: it needs the standard library only.
+Copy this file with rate_limiter.py: they share the line of waiting callers.
 
     >>> limiter = TokenLimiter(max_tokens_per_minute=20_000)
     >>> messages = [{"role": "user", "content": "Hello!"}]
@@ -13,9 +13,9 @@ Copy this file alone: it needs the standard library only.
     19960
 
 A token is a piece of text, about four characters of English. An LLM API limits tokens as
-well as requests, but how many a call uses is known only when its response has arrived. A
-limiter that books the worst case and never corrects it wastes most of the limit. One that
-books nothing until the response arrives lets every thread start at once. This one books an
+well as requests, but how many a call uses is known only when its response has arrived. If a
+limiter always books the worst case, most of the limit is unused. If it books nothing until
+the response arrives, all threads start together and exceed the limit. This one books an
 estimate; settling the reservation replaces the estimate with the tokens really used.
 
 After the sliding window log, as described by Nikrad Mahdi in "An alternative approach to
@@ -24,64 +24,32 @@ rate limiting" (Figma, 2017): each entry here is a number of tokens instead of a
 
 from __future__ import annotations
 
-import asyncio
 import math
-import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from .rate_limiter import Caller, Line, check_seconds
 
 WINDOW = 60.0  # seconds
 CHARACTERS_PER_TOKEN = 4  # in English; other languages need up to one token per character
 TOKENS_PER_MESSAGE = 4  # for the role and the separators
+TOKENS_PER_FILE = 3000  # the most that one image costs
+FILES = ("image", "audio", "document", "file")  # these words in a part's type mean a file
 ASSUMED_COMPLETION_TOKENS = 500  # if the request sets no max_tokens
 
 
 class TokenLimitTimeoutError(TimeoutError):
     """There was no room for the tokens within the timeout, so no request was sent.
 
-    The error comes from your own limiter, not from the service. It is not retryable, and its
-    ``status_code`` is 429, so a circuit breaker does not count it as a failure.
+    The error comes from your own limiter, not from the service, so it is not retryable, and a
+    circuit breaker does not count it as a failure.
     """
 
     retryable = False
-    status_code = 429
-
-
-def estimate_tokens(messages: Iterable[Mapping[str, Any]], max_tokens: int | None = None) -> int:
-    """Estimate the tokens that a chat call can use: its prompt plus ``max_tokens``.
-
-    The prompt's tokens are a rough guess from the length of its text; settling corrects it.
-    Without ``max_tokens``, a completion of 500 tokens is assumed.
-    """
-    characters = messages_count = 0
-    for message in messages:
-        characters += len(str(message.get("content") or ""))
-        messages_count += 1
-    prompt = characters // CHARACTERS_PER_TOKEN + 1 + messages_count * TOKENS_PER_MESSAGE
-    return prompt + (ASSUMED_COMPLETION_TOKENS if max_tokens is None else max_tokens)
-
-
-class TokenReservation:
-    """Tokens booked for one call. ``waited`` is the seconds that ``reserve`` waited."""
-
-    def __init__(self, limiter: TokenLimiter, entry: _Entry, waited: float) -> None:
-        self.tokens = entry.tokens
-        self.waited = waited
-        self._limiter = limiter
-        self._entry = entry
-
-    def settle(self, used: int) -> None:
-        """Replace the estimate with the tokens that the call used, more or fewer.
-
-        A call that the server rejected used 0. Don't settle a call that timed out: the
-        server may have done the work, so its estimate must keep counting for a minute.
-        Raises ValueError if the reservation was settled before, or for a negative number.
-        """
-        if type(used) is not int or used < 0:
-            raise ValueError(f"used must be an integer >= 0, got {used!r}")
-        self._limiter._settle(self._entry, used)
 
 
 class TokenLimiter:
@@ -97,219 +65,181 @@ class TokenLimiter:
     """
 
     def __init__(self, max_tokens_per_minute: int) -> None:
-        if type(max_tokens_per_minute) is not int or max_tokens_per_minute < 1:
-            raise ValueError(
-                f"max_tokens_per_minute must be an integer >= 1, got {max_tokens_per_minute!r}"
-            )
-        self.max_tokens_per_minute = max_tokens_per_minute
         self._ledger: deque[_Entry] = deque()  # oldest first
         self._used = 0  # the sum of the ledger
         self._paused_until = -math.inf
-        self._line: deque[_Waiter] = deque()
-        self._lock = threading.Lock()
+        self._line = Line()
+        self.max_tokens_per_minute = max_tokens_per_minute
+
+    @property
+    def max_tokens_per_minute(self) -> int:
+        """The limit that you set, or the server's if that is lower. You may change it."""
+        return min(self._own_limit, self._server_limit)
+
+    @max_tokens_per_minute.setter
+    def max_tokens_per_minute(self, limit: int) -> None:
+        check_tokens("max_tokens_per_minute", limit, at_least=1)
+        self._own_limit = self._server_limit = limit
+        self._line.wake_first()
 
     @property
     def available(self) -> int:
         """The tokens that can be reserved now; negative if calls used more than estimated."""
-        with self._lock:
-            self._expire(time.monotonic())
-            return self.max_tokens_per_minute - self._used
+        start = time.monotonic() - WINDOW
+        used = sum(entry.tokens for entry in list(self._ledger) if entry.booked_at > start)
+        return self.max_tokens_per_minute - used
 
     def reserve(self, estimate: int, timeout: float | None = None) -> TokenReservation:
         """Wait until there is room for ``estimate`` tokens, book them, return the reservation.
 
-        Raises TokenLimitTimeoutError if there is no room within ``timeout`` seconds, and
-        ValueError for a wrong argument.
+        ``timeout`` is in seconds; None means no limit. Raises TokenLimitTimeoutError if there
+        is no room within ``timeout`` seconds, and ValueError for a wrong argument.
         """
-        waiter = _Waiter(estimate, timeout)
-        try:
-            while (wait := self._try_book(waiter)) > 0:
-                waiter.notified.wait(min(wait, threading.TIMEOUT_MAX))
-        except BaseException:
-            try:
-                self._leave(waiter)
-            finally:
-                self._leave(waiter)  # again, in case Ctrl-C interrupted the first call
-            raise
-        return TokenReservation(self, waiter.entry, waiter.waited)
+        check_tokens("estimate", estimate)
+        entry = _Entry(estimate)
+        caller = Caller(partial(self._try_book, entry), timeout)
+        waited = self._line.wait(caller, caller.sleep)
+        return TokenReservation(estimate, waited, partial(self._settle, entry))
 
     async def reserve_async(self, estimate: int, timeout: float | None = None) -> TokenReservation:
         """Do what ``reserve`` does, without blocking the event loop.
 
         A cancelled task leaves the line and books nothing.
         """
-        waiter = _TaskWaiter(estimate, timeout)
-        try:
-            while (wait := self._try_book(waiter)) > 0:
-                await waiter.wait(wait)
-        except BaseException:
-            try:
-                self._leave(waiter)
-            finally:
-                self._leave(waiter)  # again, as above
-            raise
-        return TokenReservation(self, waiter.entry, waiter.waited)
+        check_tokens("estimate", estimate)
+        entry = _Entry(estimate)
+        caller = Caller(partial(self._try_book, entry), timeout)
+        waited = await self._line.wait_async(caller, caller.sleep_async)
+        return TokenReservation(estimate, waited, partial(self._settle, entry))
 
-    def pause(self, seconds: float) -> None:
-        """Block all new bookings for ``seconds``. Call it with the Retry-After of a 429."""
-        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
-            raise ValueError(f"seconds must be a number of seconds >= 0, got {seconds!r}")
-        with self._lock:
-            self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+    def _try_book(self, entry: _Entry, caller: Caller) -> float:
+        """Book and return 0 if there is room; else return the seconds until there is."""
+        now = self._expire()
+        ready_at = math.inf if caller.ahead else self._ready_at(entry.tokens)
+        if ready_at <= now:
+            self._book(now, entry)
+            return 0.0
+        if now >= caller.gives_up_at:
+            message = f"no room for {entry.tokens} tokens within {caller.timeout:g} s"
+            raise TokenLimitTimeoutError(message)
+        return min(ready_at, caller.gives_up_at) - now
 
-    def observe(self, limits: Any) -> None:
-        """Adopt the server's numbers (``completion.limits``) where they are stricter.
-
-        A smaller ``limits.tokens_per_minute`` becomes the limit. If
-        ``limits.remaining_tokens`` is less than ``available``, other programs use the same
-        account: the difference is booked for a minute.
-        """
-        with self._lock:
-            now = time.monotonic()
-            self._expire(now)
-            if limits.tokens_per_minute is not None and limits.tokens_per_minute >= 1:
-                self.max_tokens_per_minute = min(
-                    self.max_tokens_per_minute, limits.tokens_per_minute
-                )
-            if limits.remaining_tokens is not None:
-                available = self.max_tokens_per_minute - self._used
-                if limits.remaining_tokens < available:
-                    self._book(now, available - max(0, limits.remaining_tokens))
-
-    def __repr__(self) -> str:
-        return (
-            f"TokenLimiter({self.max_tokens_per_minute}, available={self.available}, "
-            f"waiting={len(self._line)})"
-        )
-
-    def _try_book(self, waiter: _Waiter) -> float:
-        """Book and return 0 if it is the waiter's turn and there is room; else seconds to wait."""
-        waiter.notified.clear()  # before the check, so that no later notification is lost
-        with self._lock:
-            now = time.monotonic()
-            if waiter.joined_at is None:
-                waiter.joined_at = now
-                self._line.append(waiter)
-            give_up_at = waiter.joined_at + waiter.timeout
-            ready_at = math.inf  # unknown while others are ahead
-            if self._line[0] is waiter:
-                self._expire(now)
-                ready_at = self._room_at(now, waiter.tokens)
-                if ready_at <= now:
-                    waiter.entry = self._book(now, waiter.tokens)
-                    waiter.waited = now - waiter.joined_at
-                    self._line.popleft()
-                    self._notify_first()
-                    return 0.0
-            if now >= give_up_at:
-                raise TokenLimitTimeoutError(
-                    f"no room for {waiter.tokens} tokens within {waiter.timeout:g} s"
-                )
-            return min(ready_at, give_up_at) - now
-
-    def _room_at(self, now: float, tokens: int) -> float:
-        """Return when the ledger will have room, if nothing is settled before that."""
-        excess = self._used + tokens - self.max_tokens_per_minute
-        ready_at = now
-        for entry in self._ledger:
-            if excess <= 0:
-                break
-            excess -= entry.tokens
-            ready_at = entry.booked_at + WINDOW
-        return max(ready_at, self._paused_until)
+    def _ready_at(self, tokens: int) -> float:
+        """Return when to try: at once if there is room, else when the oldest booking expires."""
+        limit = self.max_tokens_per_minute
+        if self._used + min(tokens, limit) <= limit:
+            return self._paused_until
+        return max(self._paused_until, self._ledger[0].booked_at + WINDOW)
 
     def _settle(self, entry: _Entry, used: int) -> None:
-        with self._lock:
+        with self._line.lock:
             if entry.is_settled:
-                raise ValueError("this reservation has been settled before")
+                raise ValueError("this reservation is already settled: settle each one once")
             entry.is_settled = True
-            now = time.monotonic()
-            self._expire(now)
-            self._remove(entry)
             # Booked as of now: when the server booked it is unknown, but it was before now.
-            self._book(now, used)
-            self._notify_first()
+            self._book(self._expire(), _Entry(used))
+            self._free(entry)
+        self._line.wake_first()
 
-    def _book(self, now: float, tokens: int) -> _Entry:
-        entry = _Entry(now, tokens)
-        self._used += tokens
+    def observe(self, limits: Any) -> None:
+        """Follow the server's numbers (``completion.limits``).
+
+        ``limits.tokens_per_minute`` becomes the limit, as long as it is lower than the one
+        that you set. If ``limits.remaining_tokens`` is less than ``available``, other programs
+        use the same account: the difference is booked for a minute.
+        """
+        with self._line.lock:
+            now = self._expire()
+            if (limits.tokens_per_minute or 0) >= 1:
+                self._server_limit = limits.tokens_per_minute
+            if limits.remaining_tokens is not None:
+                others = self.max_tokens_per_minute - self._used - max(0, limits.remaining_tokens)
+                self._book(now, _Entry(max(0, others)))
+        self._line.wake_first()
+
+    def pause(self, seconds: float) -> None:
+        """Block all new bookings for ``seconds``. Raises ValueError for a wrong number.
+
+        Call it with the Retry-After of a 429.
+        """
+        check_seconds("seconds", seconds)
+        with self._line.lock:
+            self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+
+    def __repr__(self) -> str:
+        limit, available = self.max_tokens_per_minute, self.available
+        return f"TokenLimiter({limit}, available={available}, waiting={len(self._line)})"
+
+    def _book(self, now: float, entry: _Entry) -> None:
+        entry.booked_at = now
+        self._used += entry.tokens
         self._ledger.append(entry)
-        return entry
 
-    def _remove(self, entry: _Entry) -> None:
-        """Free an entry's tokens; a second call for the same entry frees nothing."""
+    def _free(self, entry: _Entry) -> None:
         self._used -= entry.tokens
         entry.tokens = 0
 
-    def _expire(self, now: float) -> None:
+    def _expire(self) -> float:
+        """Free what was booked more than a minute ago. Return the time."""
+        now = time.monotonic()
         while self._ledger and self._ledger[0].booked_at <= now - WINDOW:
-            self._remove(self._ledger[0])
+            self._free(self._ledger[0])
             self._ledger.popleft()
-
-    def _leave(self, waiter: _Waiter) -> None:
-        """Remove a waiter that gave up from the line, wherever it was interrupted."""
-        with self._lock:
-            if waiter in self._line:
-                self._line.remove(waiter)
-            self._notify_first()
-
-    def _notify_first(self) -> None:
-        while self._line:
-            try:
-                self._line[0].notify()
-                return
-            except RuntimeError:  # its event loop is closed, so it will never start
-                self._line.popleft()
+        return now
 
 
+class TokenReservation:
+    """Tokens booked for one call. ``waited`` is the seconds that ``reserve`` waited."""
+
+    def __init__(self, tokens: int, waited: float, settle: Callable[[int], None]) -> None:
+        self.tokens = tokens
+        self.waited = waited
+        self._settle = settle
+
+    def settle(self, used: int) -> None:
+        """Replace the estimate with the tokens that the call used, more or fewer.
+
+        A call that the server rejected used 0. Don't settle a call that timed out: the
+        server may have done the work, so its estimate must keep counting for a minute.
+        Raises ValueError if the reservation was settled before, or for a negative number.
+        """
+        check_tokens("used", used)
+        self._settle(used)
+
+
+@dataclass(eq=False)
 class _Entry:
     """One booking in the ledger."""
 
-    def __init__(self, booked_at: float, tokens: int) -> None:
-        self.booked_at = booked_at  # on the monotonic clock
-        self.tokens = tokens
-        self.is_settled = False
+    tokens: int
+    booked_at: float = math.inf
+    is_settled: bool = False
 
 
-class _Waiter:
-    """A thread in line. It is notified when it is first, and when settling made room."""
+def estimate_tokens(messages: Iterable[Mapping[str, Any]], max_tokens: int | None = None) -> int:
+    """Estimate the tokens that a chat call can use: its prompt plus ``max_tokens``.
 
-    entry: _Entry
-
-    def __init__(self, tokens: int, timeout: float | None) -> None:
-        if type(tokens) is not int or tokens < 0:
-            raise ValueError(f"estimate must be an integer >= 0, got {tokens!r}")
-        if timeout is not None and (type(timeout) not in (int, float) or not timeout >= 0):
-            raise ValueError(f"timeout must be a number of seconds >= 0, got {timeout!r}")
-        self.tokens = tokens
-        self.timeout = math.inf if timeout is None else timeout
-        self.joined_at: float | None = None
-        self.waited = 0.0
-        self.notified = threading.Event()
-
-    def notify(self) -> None:
-        self.notified.set()
+    The prompt's tokens are a rough guess: the length of its text and tool calls, and 3,000
+    tokens for each image, recording or document. Settling corrects it. Without
+    ``max_tokens``, a completion of 500 tokens is assumed.
+    """
+    prompt = 1.0
+    for message in messages:
+        parts = message.get("content"), message.get("tool_calls")
+        prompt += TOKENS_PER_MESSAGE + _tokens_in(parts)
+    return int(prompt) + (ASSUMED_COMPLETION_TOKENS if max_tokens is None else max_tokens)
 
 
-class _TaskWaiter(_Waiter):
-    """An asyncio task in line. A thread other than that of its event loop may notify it."""
+def _tokens_in(part: Any) -> float:
+    if isinstance(part, Mapping):
+        is_file = any(word in str(part.get("type")) for word in FILES)
+        return TOKENS_PER_FILE if is_file else sum(map(_tokens_in, part.values()))
+    if isinstance(part, (list, tuple)):
+        return sum(map(_tokens_in, part))
+    return len(str(part or "")) / CHARACTERS_PER_TOKEN
 
-    notified: asyncio.Event  # type: ignore[assignment]
 
-    def __init__(self, tokens: int, timeout: float | None) -> None:
-        super().__init__(tokens, timeout)
-        self._loop = asyncio.get_running_loop()
-        self.notified = asyncio.Event()
-
-    def notify(self) -> None:
-        self._loop.call_soon_threadsafe(self.notified.set)
-
-    async def wait(self, seconds: float) -> None:
-        if seconds == math.inf:
-            await self.notified.wait()
-            return
-        timer = self._loop.call_later(seconds, self.notified.set)
-        try:
-            await self.notified.wait()
-        finally:
-            timer.cancel()
+def check_tokens(name: str, value: int, *, at_least: int = 0) -> None:
+    """Raise ValueError if the value is not a number of tokens."""
+    if type(value) is not int or value < at_least:
+        raise ValueError(f"{name} must be an integer >= {at_least}, got {value!r}")

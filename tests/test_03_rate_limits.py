@@ -12,6 +12,8 @@ import responses
 from conftest import FakeClock, RunScript
 from support import CHAT_URL, completion, error_body, transcript, without_time
 
+INTERVAL = 1 / 0.985  # seconds between two requests
+
 
 class Lesson:
     """Runs the script; the API takes time on the fake clock."""
@@ -49,10 +51,21 @@ class TestPacing:
     def test_wait_is_what_remains_of_a_second_after_the_start(
         self, lesson: Lesson, clock: FakeClock
     ) -> None:
-        for seconds in (0.5, 1.0, 0.0):
+        for seconds in (0.5, 1.1, 0.0):
             lesson.add_response(seconds=seconds)
         assert lesson.output() == transcript("03_rate_limits")
-        assert clock.waits == [0.5]
+        assert clock.waits == pytest.approx([INTERVAL - 0.5])
+
+    @pytest.mark.parametrize(
+        ("seconds", "shown"), [(0.9, None), (0.6, "0.5"), (0.3, "0.5"), (0.2, "1")]
+    )
+    def test_the_wait_is_shown_to_the_nearest_half_second(
+        self, lesson: Lesson, seconds: float, shown: str | None
+    ) -> None:
+        for _ in range(3):
+            lesson.add_response(seconds=seconds)
+        line = "Success" if shown is None else f"Rate limiting: waiting {shown}s"
+        assert f"Request 2: {line}\n" in lesson.output()
 
     def test_fast_responses_are_paced_to_one_request_per_second(
         self, lesson: Lesson, clock: FakeClock
@@ -60,16 +73,23 @@ class TestPacing:
         for _ in range(3):
             lesson.add_response()
         assert "Request 1: Success\nRequest 2: Rate limiting: waiting 1s\n" in lesson.output()
-        assert clock.waits == [1, 1]
+        assert clock.waits == pytest.approx([INTERVAL, INTERVAL])
 
 
 class TestRetryAfter:
     @pytest.mark.parametrize(
         ("rejections", "scenario", "waits"),
         [
-            pytest.param(["2"], "03_retry_after", [2, 1, 1], id="as the server says"),
-            pytest.param([None], "03_no_retry_after", [1, 1, 1], id="a second without it"),
-            pytest.param(["2", "2"], "03_rejected_twice", [2, 1, 1], id="retried only once"),
+            pytest.param(["2"], "03_retry_after", [2, INTERVAL, INTERVAL], id="as the server says"),
+            pytest.param(
+                [None],
+                "03_no_retry_after",
+                [INTERVAL, INTERVAL, INTERVAL],
+                id="a second without it",
+            ),
+            pytest.param(
+                ["2", "2"], "03_rejected_twice", [2, INTERVAL, INTERVAL], id="retried only once"
+            ),
         ],
     )
     def test_429_is_retried_after_the_wait(
@@ -90,8 +110,8 @@ class TestRetryAfter:
     @pytest.mark.parametrize(
         ("retry_after", "line", "waits"),
         [
-            ("60", "Rate limited. Waiting 60 seconds...", [60, 1, 1]),
-            ("61", "Error: Rate limit exceeded", [1, 1]),
+            ("60", "Rate limited. Waiting 60 seconds...", [60, INTERVAL, INTERVAL]),
+            ("61", "Error: Rate limit exceeded", [INTERVAL, INTERVAL]),
         ],
     )
     def test_a_minute_is_the_longest_wait(
@@ -108,7 +128,7 @@ def test_other_errors_are_not_retried_and_stats_count_successes_only(
     lesson: Lesson, clock: FakeClock
 ) -> None:
     for status in (401, 503, 500):
-        lesson.add_response(status, seconds=1.0)
+        lesson.add_response(status, seconds=1.1)
     out = lesson.output()
     assert out.count("Error: Rate limit exceeded\n") == 3
     assert out.endswith('Stats: {"requests_made": 0, "last_request": null}\n\n')

@@ -8,8 +8,8 @@ from support import ROOT, run
 
 LIB = ROOT / "lib"
 HELPERS = (
-    "retry", "rate_limiter", "token_limiter", "circuit_breaker", "fallback", "error_logger",
-    "event_stream", "sdk_errors",
+    "retry", "rate_limiter", "circuit_breaker", "fallback", "error_logger", "event_stream",
+    "sdk_errors",
 )  # fmt: skip
 
 RUN_DOCTESTS_OF_EACH_ALONE = """
@@ -22,6 +22,15 @@ for name in sys.argv[2:]:
         print(name, "ok" if attempted and not failed else "failed")
         sys.path.remove(folder)
         del sys.modules[name]
+"""
+
+RUN_DOCTESTS_OF_TWO_IN_A_PACKAGE = """
+import doctest, importlib, pathlib, shutil, sys
+pathlib.Path("limiters").mkdir()
+for name in ("rate_limiter", "token_limiter"):
+    shutil.copy(f"{sys.argv[1]}/{name}.py", "limiters")
+sys.path.insert(0, ".")
+print(doctest.testmod(importlib.import_module("limiters.token_limiter")))
 """
 
 USE_LIB_UNDER_ANOTHER_NAME = """
@@ -60,6 +69,12 @@ def test_helper_copied_alone_runs_its_doctests() -> None:
     only_python = ("-I", "-S", "-W", "error")
     outcome = run(*only_python, "-c", RUN_DOCTESTS_OF_EACH_ALONE, str(LIB), *HELPERS)
     assert outcome[:2] == (0, "".join(f"{name} ok\n" for name in HELPERS)), outcome.err
+
+
+def test_token_limiter_needs_the_rate_limiter_beside_it(tmp_path: Path) -> None:
+    only_python = ("-I", "-S", "-W", "error")
+    outcome = run(*only_python, "-c", RUN_DOCTESTS_OF_TWO_IN_A_PACKAGE, str(LIB), cwd=tmp_path)
+    assert outcome[:2] == (0, "TestResults(failed=0, attempted=6)\n"), outcome.err
 
 
 def test_lib_works_under_another_name(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from conftest import FakeClock, RunScript
 from examples.failure_scenarios import SCENARIOS
 from support import EXPECTED, transcript, without_time
 
+PACED = 1 / 0.985  # seconds between two requests at 60 per minute
 WAITS = {
     "01_wrong_key_and_rate_limit": [],
     "01_bad_requests": [],
@@ -20,9 +21,9 @@ WAITS = {
     "02_no_retry_after_401": [],
     "02_retry_after": [2.0, 2.0],
     "02_permanent_429": [],
-    "03_retry_after": [2.0, 1.0, 1.0],
-    "03_no_retry_after": [1.0, 1.0, 1.0],
-    "03_rejected_twice": [2.0, 1.0, 1.0],
+    "03_retry_after": [2.0, PACED, PACED],
+    "03_no_retry_after": [PACED, PACED, PACED],
+    "03_rejected_twice": [2.0, PACED, PACED],
     "04_probe_fails": [1.1],
     "04_client_errors_do_not_count": [],
     "05_primary_answers": [],

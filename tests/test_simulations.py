@@ -275,12 +275,12 @@ class TestPages:
         assert f"{give_back[4]} % of the other program's calls succeed" in text
 
     def test_the_numbers_of_the_rate_limit(self) -> None:
-        none, retries, no_budget, at_600, at_590 = rows("Rate limit").values()
+        none, retries, no_budget, at_600, at_591 = rows("Rate limit").values()
         text = one_line(PAGE)
         assert f"used up after {float(none[4]):.0f} seconds. Then {none[2]} calls fail." in text
         assert f"Retries with their budget save {int(none[2]) - int(retries[2])} of them" in text
-        assert no_budget[2] == at_590[1] == at_590[2] == "0"
+        assert no_budget[2] == at_591[1] == at_591[2] == "0"
         assert f"some take {no_budget[3]} seconds" in text
-        assert f"the longest takes {at_590[3]} seconds" in text
-        assert f"after {at_590[4]} seconds instead of {no_budget[4]}" in text
+        assert f"the longest takes {at_591[3]} seconds" in text
+        assert f"after {at_591[4]} seconds instead of {no_budget[4]}" in text
         assert f"At a pace of exactly 600 per minute, {at_600[1]} requests are rejected" in text

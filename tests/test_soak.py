@@ -26,7 +26,7 @@ from lib.client import MistralClient
 from lib.error_logger import ErrorLogger, Metrics
 from lib.errors import MistralError, error_info
 from lib.mock_server import MockServer
-from lib.rate_limiter import RateLimiter
+from lib.rate_limiter import OnWait, RateLimiter
 from lib.resilient_client import ResilientMistralClient
 from lib.retry import Retrier, RetryBudget
 from support import ROOT, StartTimes, most_in_any_window, run_in_threads
@@ -102,7 +102,7 @@ def run_soak(log: Path, times: StartTimes) -> Soak:
     starts: list[float] = []
 
     class NotedLimiter(RateLimiter):
-        def acquire(self, timeout: float | None = None) -> float:
+        def acquire(self, timeout: float | None = None, *, on_wait: OnWait = None) -> float:
             starts.append(times.of(super().acquire))
             return 0.0
 

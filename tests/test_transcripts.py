@@ -13,7 +13,7 @@ PICTURES = sorted(path.name for path in SIMULATIONS.glob("*.svg"))
 # Each request's arrival and duration in seconds, and its outcome.
 TIMELINES = {
     "failure_scenarios/02_recovers": [(0.0, 0.0, "503"), (1.0, 0.0, "503"), (3.0, 0.0, "200")],
-    "03_rate_limits": [(0.0, 0.5, "200 (slow)"), (1.0, 1.0, "200 (slow)"), (2.0, 0.0, "200")],
+    "03_rate_limits": [(0.0, 0.5, "200 (slow)"), (1.0, 1.1, "200 (slow)"), (2.1, 0.0, "200")],
     "04_circuit_breaker": [
         (0.0, 0.0, "200"), (0.0, 0.0, "503"), (0.0, 0.0, "503"), (1.1, 0.0, "200"),
     ],

@@ -25,7 +25,7 @@ from examples.simulations.report import Report, show
 from examples.simulations.virtual_time import simulate
 from examples.support.lesson import run_command
 from lib.mock_server.limits import SlidingWindow
-from lib.rate_limiter import RateLimiter
+from lib.rate_limiter import PACE, RateLimiter
 from lib.retry import Retrier, RetryBudget
 
 Send = Callable[[], Awaitable[None]]  # sends one request and waits for its response
@@ -100,8 +100,8 @@ POLICIES: dict[str, Policy] = {
     "no retries": no_retries,
     "retries": retries,
     "retries, no budget": retries_without_budget,
-    "paced at 600 per minute": functools.partial(paced, 600),
-    "paced at 590 per minute": functools.partial(paced, 590),
+    "paced at 600 per minute": functools.partial(paced, LIMIT / PACE),
+    "paced at 591 per minute": functools.partial(paced, LIMIT),  # as the limiter does it
 }
 
 
