@@ -112,9 +112,9 @@ class RateLimiter:
         Call it with the Retry-After of a 429: every caller that shares the limiter waits,
         so that the others don't each get a 429 too.
         """
-        check_seconds("seconds", seconds)
+        end = time.monotonic() + checked_seconds("seconds", seconds)
         with self._line.lock:
-            self._next_slot = max(self._next_slot, time.monotonic() + seconds)
+            self._next_slot = max(self._next_slot, end)
 
     def __repr__(self) -> str:
         return f"RateLimiter({self.max_requests_per_minute:g}, waiting={len(self._line)})"
@@ -128,12 +128,12 @@ class Caller:
     """
 
     def __init__(self, attempt: Attempt, timeout: float | None, on_wait: OnWait = None) -> None:
-        if timeout not in (None, math.inf):
-            check_seconds("timeout", timeout)
         if on_wait is not None:
             check_hook("on_wait", on_wait)
         self.attempt, self.on_wait, self.ahead = attempt, on_wait, 0
-        self.timeout = math.inf if timeout is None else timeout
+        self.timeout = math.inf
+        if timeout is not None and timeout != math.inf:
+            self.timeout = checked_seconds("timeout", timeout)
         self.arrived_at = time.monotonic()
         self.gives_up_at = self.arrived_at + self.timeout
         self.awaited: asyncio.Future[None] | None = None
@@ -151,11 +151,8 @@ class Caller:
 
     async def sleep_async(self, seconds: float) -> None:
         """Do what ``sleep`` does, without blocking the event loop."""
-        self.awaited = asyncio.wrap_future(self.turn)
-        if seconds == math.inf:
-            await self.awaited
-        else:
-            await asyncio.wait([self.awaited], timeout=seconds)
+        woken = self.awaited = asyncio.wrap_future(self.turn)
+        await (woken if seconds == math.inf else asyncio.wait([woken], timeout=seconds))
         self.renew_turn()
 
     def is_gone(self) -> bool:
@@ -226,18 +223,16 @@ class Line:
     def wake_first(self) -> None:
         """Let the first caller try at once; drop tasks that will never run again."""
         with self.lock:
-            while self._callers:
-                first = next(iter(self._callers))
-                if not first.is_gone():
-                    if not first.turn.done():
-                        first.turn.set_result(None)
-                    break
+            while self._callers and (first := next(iter(self._callers))).is_gone():
                 del self._callers[first]
+            if self._callers and not first.turn.done():
+                first.turn.set_result(None)
 
     def _try(self, caller: Caller) -> float:
+        """Let the caller make an attempt; tell it how many are ahead, if it is not first."""
         with self.lock:
-            is_first = next(iter(self._callers), caller) is caller
-            caller.ahead = 0 if is_first else len(self._callers)
+            first = next(iter(self._callers), caller)
+            caller.ahead = 0 if first is caller else len(self._callers)
             seconds = caller.attempt(caller)
         return seconds  # noqa: RET504 - Ctrl-C after a call in `return` would skip the unlocking
 
@@ -255,10 +250,11 @@ class Line:
             self.wake_first()
 
 
-def check_seconds(name: str, value: float) -> None:
-    """Raise ValueError if the value is not a number of seconds."""
+def checked_seconds(name: str, value: float) -> float:
+    """Return the value; raise ValueError if it is not a number of seconds."""
     if type(value) not in (int, float) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a number of seconds >= 0, got {value!r}")
+    return value
 
 
 def check_hook(name: str, hook: Callable[..., object]) -> None:

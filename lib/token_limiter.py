@@ -28,11 +28,10 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .rate_limiter import Caller, Line, check_seconds
+from .rate_limiter import Caller, Line, checked_seconds
 
 WINDOW = 60.0  # seconds
 CHARACTERS_PER_TOKEN = 4  # in English; other languages need up to one token per character
@@ -65,7 +64,7 @@ class TokenLimiter:
     """
 
     def __init__(self, max_tokens_per_minute: int) -> None:
-        self._ledger: deque[_Entry] = deque()  # oldest first
+        self._ledger: deque[TokenReservation] = deque()  # oldest first
         self._used = 0  # the sum of the ledger
         self._paused_until = -math.inf
         self._line = Line()
@@ -78,15 +77,15 @@ class TokenLimiter:
 
     @max_tokens_per_minute.setter
     def max_tokens_per_minute(self, limit: int) -> None:
-        check_tokens("max_tokens_per_minute", limit, at_least=1)
-        self._own_limit = self._server_limit = limit
+        self._own_limit = checked_tokens("max_tokens_per_minute", limit, at_least=1)
+        self._server_limit = limit
         self._line.wake_first()
 
     @property
     def available(self) -> int:
         """The tokens that can be reserved now; negative if calls used more than estimated."""
         start = time.monotonic() - WINDOW
-        used = sum(entry.tokens for entry in list(self._ledger) if entry.booked_at > start)
+        used = sum(one.counted for one in list(self._ledger) if one.booked_at > start)
         return self.max_tokens_per_minute - used
 
     def reserve(self, estimate: int, timeout: float | None = None) -> TokenReservation:
@@ -95,32 +94,30 @@ class TokenLimiter:
         ``timeout`` is in seconds; None means no limit. Raises TokenLimitTimeoutError if there
         is no room within ``timeout`` seconds, and ValueError for a wrong argument.
         """
-        check_tokens("estimate", estimate)
-        entry = _Entry(estimate)
-        caller = Caller(partial(self._try_book, entry), timeout)
-        waited = self._line.wait(caller, caller.sleep)
-        return TokenReservation(estimate, waited, partial(self._settle, entry))
+        booking = TokenReservation(checked_tokens("estimate", estimate), self._settle)
+        caller = Caller(partial(self._try_book, booking), timeout)
+        booking.waited = self._line.wait(caller, caller.sleep)
+        return booking
 
     async def reserve_async(self, estimate: int, timeout: float | None = None) -> TokenReservation:
         """Do what ``reserve`` does, without blocking the event loop.
 
         A cancelled task leaves the line and books nothing.
         """
-        check_tokens("estimate", estimate)
-        entry = _Entry(estimate)
-        caller = Caller(partial(self._try_book, entry), timeout)
-        waited = await self._line.wait_async(caller, caller.sleep_async)
-        return TokenReservation(estimate, waited, partial(self._settle, entry))
+        booking = TokenReservation(checked_tokens("estimate", estimate), self._settle)
+        caller = Caller(partial(self._try_book, booking), timeout)
+        booking.waited = await self._line.wait_async(caller, caller.sleep_async)
+        return booking
 
-    def _try_book(self, entry: _Entry, caller: Caller) -> float:
+    def _try_book(self, booking: TokenReservation, caller: Caller) -> float:
         """Book and return 0 if there is room; else return the seconds until there is."""
         now = self._expire()
-        ready_at = math.inf if caller.ahead else self._ready_at(entry.tokens)
+        ready_at = math.inf if caller.ahead else self._ready_at(booking.tokens)
         if ready_at <= now:
-            self._book(now, entry)
+            self._book(now, booking)
             return 0.0
         if now >= caller.gives_up_at:
-            message = f"no room for {entry.tokens} tokens within {caller.timeout:g} s"
+            message = f"no room for {booking.tokens} tokens within {caller.timeout:g} s"
             raise TokenLimitTimeoutError(message)
         return min(ready_at, caller.gives_up_at) - now
 
@@ -131,14 +128,14 @@ class TokenLimiter:
             return self._paused_until
         return max(self._paused_until, self._ledger[0].booked_at + WINDOW)
 
-    def _settle(self, entry: _Entry, used: int) -> None:
+    def _settle(self, booking: TokenReservation, used: int) -> None:
         with self._line.lock:
-            if entry.is_settled:
+            if booking.is_settled:
                 raise ValueError("this reservation is already settled: settle each one once")
-            entry.is_settled = True
+            booking.is_settled = True
             # Booked as of now: when the server booked it is unknown, but it was before now.
-            self._book(self._expire(), _Entry(used))
-            self._free(entry)
+            self._book(self._expire(), TokenReservation(used, self._settle))
+            self._free(booking)
         self._line.wake_first()
 
     def observe(self, limits: Any) -> None:
@@ -154,7 +151,7 @@ class TokenLimiter:
                 self._server_limit = limits.tokens_per_minute
             if limits.remaining_tokens is not None:
                 others = self.max_tokens_per_minute - self._used - max(0, limits.remaining_tokens)
-                self._book(now, _Entry(max(0, others)))
+                self._book(now, TokenReservation(max(0, others), self._settle))
         self._line.wake_first()
 
     def pause(self, seconds: float) -> None:
@@ -162,22 +159,18 @@ class TokenLimiter:
 
         Call it with the Retry-After of a 429.
         """
-        check_seconds("seconds", seconds)
+        end = time.monotonic() + checked_seconds("seconds", seconds)
         with self._line.lock:
-            self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+            self._paused_until = max(self._paused_until, end)
 
     def __repr__(self) -> str:
         limit, available = self.max_tokens_per_minute, self.available
         return f"TokenLimiter({limit}, available={available}, waiting={len(self._line)})"
 
-    def _book(self, now: float, entry: _Entry) -> None:
-        entry.booked_at = now
-        self._used += entry.tokens
-        self._ledger.append(entry)
-
-    def _free(self, entry: _Entry) -> None:
-        self._used -= entry.tokens
-        entry.tokens = 0
+    def _book(self, now: float, booking: TokenReservation) -> None:
+        booking.booked_at = now
+        self._used += booking.counted
+        self._ledger.append(booking)
 
     def _expire(self) -> float:
         """Free what was booked more than a minute ago. Return the time."""
@@ -187,13 +180,18 @@ class TokenLimiter:
             self._ledger.popleft()
         return now
 
+    def _free(self, booking: TokenReservation) -> None:
+        self._used -= booking.counted
+        booking.counted = 0
+
 
 class TokenReservation:
     """Tokens booked for one call. ``waited`` is the seconds that ``reserve`` waited."""
 
-    def __init__(self, tokens: int, waited: float, settle: Callable[[int], None]) -> None:
-        self.tokens = tokens
-        self.waited = waited
+    waited, booked_at, is_settled = 0.0, math.inf, False
+
+    def __init__(self, tokens: int, settle: Callable[[TokenReservation, int], None]) -> None:
+        self.tokens = self.counted = tokens  # reserved, and in the ledger
         self._settle = settle
 
     def settle(self, used: int) -> None:
@@ -203,17 +201,7 @@ class TokenReservation:
         server may have done the work, so its estimate must keep counting for a minute.
         Raises ValueError if the reservation was settled before, or for a negative number.
         """
-        check_tokens("used", used)
-        self._settle(used)
-
-
-@dataclass(eq=False)
-class _Entry:
-    """One booking in the ledger."""
-
-    tokens: int
-    booked_at: float = math.inf
-    is_settled: bool = False
+        self._settle(self, checked_tokens("used", used))
 
 
 def estimate_tokens(messages: Iterable[Mapping[str, Any]], max_tokens: int | None = None) -> int:
@@ -223,11 +211,9 @@ def estimate_tokens(messages: Iterable[Mapping[str, Any]], max_tokens: int | Non
     tokens for each image, recording or document. Settling corrects it. Without
     ``max_tokens``, a completion of 500 tokens is assumed.
     """
-    prompt = 1.0
-    for message in messages:
-        parts = message.get("content"), message.get("tool_calls")
-        prompt += TOKENS_PER_MESSAGE + _tokens_in(parts)
-    return int(prompt) + (ASSUMED_COMPLETION_TOKENS if max_tokens is None else max_tokens)
+    parts = [(message.get("content"), message.get("tool_calls")) for message in messages]
+    prompt = int(_tokens_in(parts)) + 1 + len(parts) * TOKENS_PER_MESSAGE
+    return prompt + (ASSUMED_COMPLETION_TOKENS if max_tokens is None else max_tokens)
 
 
 def _tokens_in(part: Any) -> float:
@@ -239,7 +225,8 @@ def _tokens_in(part: Any) -> float:
     return len(str(part or "")) / CHARACTERS_PER_TOKEN
 
 
-def check_tokens(name: str, value: int, *, at_least: int = 0) -> None:
-    """Raise ValueError if the value is not a number of tokens."""
+def checked_tokens(name: str, value: int, *, at_least: int = 0) -> int:
+    """Return the value; raise ValueError if it is not a number of tokens."""
     if type(value) is not int or value < at_least:
         raise ValueError(f"{name} must be an integer >= {at_least}, got {value!r}")
+    return value
