@@ -117,7 +117,7 @@ class RateLimiter:
             self._next_slot = max(self._next_slot, end)
 
     def __repr__(self) -> str:
-        return f"RateLimiter({self.max_requests_per_minute:g}, waiting={len(self._line)})"
+        return f"RateLimiter({self.max_requests_per_minute:g}, waiting={len(self._line.callers)})"
 
 
 class Caller:
@@ -128,8 +128,7 @@ class Caller:
     """
 
     def __init__(self, attempt: Attempt, timeout: float | None, on_wait: OnWait = None) -> None:
-        if on_wait is not None:
-            check_hook("on_wait", on_wait)
+        check_hook("on_wait", on_wait)
         self.attempt, self.on_wait, self.ahead = attempt, on_wait, 0
         self.timeout = math.inf
         if timeout is not None and timeout != math.inf:
@@ -178,10 +177,7 @@ class Line:
     def begin_afresh(self) -> None:
         """Forget all callers, and whoever holds the lock."""
         self.lock = threading.RLock()
-        self._callers: OrderedDict[Caller, None] = OrderedDict()  # to leave it costs O(1)
-
-    def __len__(self) -> int:
-        return len(self._callers)
+        self.callers: OrderedDict[Caller, None] = OrderedDict()  # to leave it costs O(1)
 
     def wait(self, caller: Caller, sleep: Callable[[float], object]) -> float:
         """Wait until an attempt of the caller succeeds. Return the seconds waited.
@@ -223,30 +219,29 @@ class Line:
     def wake_first(self) -> None:
         """Let the first caller try at once; drop tasks that will never run again."""
         with self.lock:
-            while self._callers and (first := next(iter(self._callers))).is_gone():
-                del self._callers[first]
-            if self._callers and not first.turn.done():
+            while self.callers and (first := next(iter(self.callers))).is_gone():
+                del self.callers[first]
+            if self.callers and not first.turn.done():
                 first.turn.set_result(None)
 
     def _try(self, caller: Caller) -> float:
         """Let the caller make an attempt; tell it how many are ahead, if it is not first."""
         with self.lock:
-            first = next(iter(self._callers), caller)
-            caller.ahead = 0 if first is caller else len(self._callers)
+            caller.ahead = 0 if next(iter(self.callers), caller) is caller else len(self.callers)
             seconds = caller.attempt(caller)
         return seconds  # noqa: RET504 - Ctrl-C after a call in `return` would skip the unlocking
 
     def _join(self, caller: Caller, seconds: float) -> None:
         caller.renew_turn()
         with self.lock:
-            self._callers[caller] = None
+            self.callers[caller] = None
             self.wake_first()
         if caller.on_wait is not None:
             caller.on_wait(seconds)
 
     def _leave(self, caller: Caller) -> None:
         with self.lock:
-            self._callers.pop(caller, None)
+            self.callers.pop(caller, None)
             self.wake_first()
 
 
@@ -257,9 +252,9 @@ def checked_seconds(name: str, value: float) -> float:
     return value
 
 
-def check_hook(name: str, hook: Callable[..., object]) -> None:
+def check_hook(name: str, hook: Callable[..., object] | None) -> None:
     """Raise TypeError if the hook is an async function, or an object with an async __call__."""
-    if any(map(inspect.iscoroutinefunction, (hook, type(hook).__call__))):
+    if hook is not None and any(map(inspect.iscoroutinefunction, (hook, type(hook).__call__))):
         raise TypeError(f"{name} must be a plain function, got an async one: it would never run")
 
 

@@ -28,7 +28,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from .rate_limiter import Caller, Line, checked_seconds
@@ -95,7 +94,7 @@ class TokenLimiter:
         is no room within ``timeout`` seconds, and ValueError for a wrong argument.
         """
         booking = TokenReservation(checked_tokens("estimate", estimate), self._settle)
-        caller = Caller(partial(self._try_book, booking), timeout)
+        caller = Caller(lambda caller: self._try_book(booking, caller), timeout)
         booking.waited = self._line.wait(caller, caller.sleep)
         return booking
 
@@ -105,7 +104,7 @@ class TokenLimiter:
         A cancelled task leaves the line and books nothing.
         """
         booking = TokenReservation(checked_tokens("estimate", estimate), self._settle)
-        caller = Caller(partial(self._try_book, booking), timeout)
+        caller = Caller(lambda caller: self._try_book(booking, caller), timeout)
         booking.waited = await self._line.wait_async(caller, caller.sleep_async)
         return booking
 
@@ -147,8 +146,7 @@ class TokenLimiter:
         """
         with self._line.lock:
             now = self._expire()
-            if (limits.tokens_per_minute or 0) >= 1:
-                self._server_limit = limits.tokens_per_minute
+            self._server_limit = limits.tokens_per_minute or self._server_limit
             if limits.remaining_tokens is not None:
                 others = self.max_tokens_per_minute - self._used - max(0, limits.remaining_tokens)
                 self._book(now, TokenReservation(max(0, others), self._settle))
@@ -165,7 +163,7 @@ class TokenLimiter:
 
     def __repr__(self) -> str:
         limit, available = self.max_tokens_per_minute, self.available
-        return f"TokenLimiter({limit}, available={available}, waiting={len(self._line)})"
+        return f"TokenLimiter({limit}, available={available}, waiting={len(self._line.callers)})"
 
     def _book(self, now: float, booking: TokenReservation) -> None:
         booking.booked_at = now
@@ -177,7 +175,7 @@ class TokenLimiter:
         now = time.monotonic()
         while self._ledger and self._ledger[0].booked_at <= now - WINDOW:
             self._free(self._ledger[0])
-            self._ledger.popleft()
+            self._ledger.popleft()  # last, so that Ctrl-C before it leaves the sum right
         return now
 
     def _free(self, booking: TokenReservation) -> None:
