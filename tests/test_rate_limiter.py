@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from conftest import FakeClock
+from examples.simulations.virtual_time import simulate
 from lib.circuit_breaker import is_service_failure
 from lib.rate_limiter import RateLimiter, RateLimitTimeoutError
 from lib.retry import is_retryable
@@ -273,17 +274,30 @@ class TestTimeout:
             acquire(limiter, 5, on_wait=lambda wait: limiter.pause(9.5))
         assert next_wait(limiter) == pytest.approx(9.5)
 
-    def test_a_caller_behind_the_first_gives_up_in_time_too(
-        self, acquire: Acquire, gate: threading.Event, clock: FakeClock
+    def test_a_thread_behind_the_first_gives_up_in_time_too(
+        self, gate: threading.Event, clock: FakeClock
     ) -> None:
         limiter = RateLimiter(6000)
         limiter.acquire()
         with ThreadPoolExecutor(1) as pool:
             first = join_line(pool, limiter, gate)
             with pytest.raises(RateLimitTimeoutError):
-                acquire(limiter, 0.1, on_wait=lambda wait: clock.sleep(0.1))
+                limiter.acquire(0.1, on_wait=lambda wait: clock.sleep(0.1))
             assert not first.done()
             gate.set()
+
+    def test_a_task_behind_the_first_gives_up_in_time_too(self) -> None:
+        async def main() -> None:
+            limiter = RateLimiter(6000)
+            await limiter.acquire_async()
+            first = asyncio.create_task(limiter.acquire_async())
+            await asyncio.sleep(0)
+            with pytest.raises(RateLimitTimeoutError):
+                await limiter.acquire_async(0.1, on_wait=lambda wait: limiter.pause(60))
+            assert time.monotonic() == pytest.approx(0.1)
+            assert not first.done()
+
+        simulate(main, seed=1)
 
     def test_its_error_is_neither_retried_nor_a_failure_of_the_service(self) -> None:
         error = RateLimitTimeoutError()
