@@ -28,7 +28,7 @@ from lib.token_limiter import (
     TokenReservation,
     estimate_tokens,
 )
-from support import interrupt_everywhere, most_in_any_window, run_in_threads
+from support import in_forked_child, interrupt_everywhere, most_in_any_window, run_in_threads
 
 Reserve = Callable[..., TokenReservation]
 
@@ -173,6 +173,24 @@ class TestWaiting:
         threading.Timer(0.05, make_room[change]).start()
         assert reserve(limiter, 40, 30).waited < 30
 
+    def test_a_caller_sleeps_until_there_is_room(
+        self, reserve: Reserve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It does not look again and again, which would use up a core."""
+        limiter, monotonic, readings = TokenLimiter(100), time.monotonic, list[float]()
+        first = limiter.reserve(100)
+        for delay in (0.05, 0.1):
+            threading.Timer(delay, limiter.observe, [Limits()]).start()
+        threading.Timer(0.15, first.settle, [0]).start()
+
+        def counted() -> float:
+            readings.append(monotonic())
+            return readings[-1]
+
+        monkeypatch.setattr(time, "monotonic", counted)
+        assert reserve(limiter, 80, 30).waited < 30
+        assert len(readings) < 100
+
 
 class TestTimeout:
     @pytest.mark.parametrize("timeout", [0, 0.05])
@@ -263,13 +281,19 @@ class TestFork:
         with ThreadPoolExecutor(2) as pool:
             for _ in range(2):
                 join_line(pool, limiter, 50)
-            child = os.fork()
-            if child == 0:
-                full = repr(limiter) == "TokenLimiter(100, available=0, waiting=0)"
+
+            def settle_and_reserve() -> str:
                 first.settle(0)
-                os._exit(not full or limiter.reserve(50, timeout=10).waited > 5)
+                limiter.reserve(50)
+                return repr(limiter)
+
+            before, after = (
+                in_forked_child(lambda: repr(limiter)),
+                in_forked_child(settle_and_reserve),
+            )
             first.settle(0)
-            assert os.waitpid(child, 0)[1] == 0
+        assert before == "TokenLimiter(100, available=0, waiting=0)"
+        assert after == "TokenLimiter(100, available=50, waiting=0)"
 
 
 class TestSignalHandler:
