@@ -10,7 +10,7 @@ MANY := .venv-many-processes
 MANY_BIN := $(MANY)/$(notdir $(BIN))
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all run-failures run-many-processes simulate check reset workshop test test-shared soak bench bench-sdks clean
+.PHONY: help run-all run-failures run-many-processes simulate check check-program reset workshop test test-shared soak bench bench-sdks clean
 
 help:
 	@echo "make run-all        run the six lessons, in order"
@@ -21,10 +21,11 @@ help:
 	@echo "make simulate       draw what retries, jitter, budgets and limits do to a service"
 	@echo "make check          show your progress in the exercises; N=1 checks one, rule by rule"
 	@echo "make reset N=1      start an exercise again; your attempt is kept beside it"
+	@echo "make check-program CMD='python app.py'  check how your own program handles failures"
 	@echo "make workshop N=2   walk through lesson 2 in the terminal: predict, then see"
 	@echo "make test           run the tests"
 	@echo "make test-shared    test the shared limiter with real processes and a real server"
-	@echo "make soak           run 16 threads, thousands of calls, every fault (half a minute)"
+	@echo "make soak           run thousands of calls with every fault, and all clients of the check (two minutes)"
 	@echo "make bench          compare the speed of the helpers with other libraries (three minutes)"
 	@echo "make bench-sdks     run the helpers around the official SDKs, against the mock server"
 	@echo "make clean          remove the virtual environments and caches"
@@ -58,6 +59,11 @@ check: $(READY)
 reset: $(READY)
 	@$(BIN)/python examples/exercises/reset.py $(N)
 
+# A rule that fails is an error here, so that a build can depend on it.
+check-program: $(READY)
+	@$(if $(CMD),,echo "Name your program: make check-program CMD='python app.py'" >&2; exit 2)
+	@$(BIN)/python -m lib.resilience_check $(ARGS) -- $(CMD)
+
 workshop: $(READY)
 	@$(BIN)/python examples/support/workshop.py $(N)
 
@@ -71,7 +77,7 @@ simulate: $(READY)
 	@$(BIN)/python examples/simulations $(ARGS)
 
 soak: $(READY)
-	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py tests/test_exercises.py -k "Soak or breaks_no_other"
+	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py tests/test_exercises.py tests/test_resilience_check.py -k "Soak or breaks_no_other or ResilienceRules"
 
 bench: $(BENCH)/installed
 	@PYTHONPATH=. $(BENCH_BIN)/python tests/benchmarks/bench.py

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from conftest import RunScript
 from examples.support import lesson, timeline
 from lib.errors import ERROR_TABLE, ErrorInfo
 from lib.mock_server.faults import REPETITIONS, VOCABULARY
-from support import CHAT_URL, EXPECTED, MODELS_URL, ROOT, SCRIPTS, SETTINGS, completion
+from lib.resilience_check import RULES, check_command
+from support import CHAT_URL, EXPECTED, MODELS_URL, ROOT, SCRIPTS, SETTINGS, completion, run
 
 PAGES = {
     name: (ROOT / name).read_text("utf-8")
@@ -121,6 +124,31 @@ def test_every_python_snippet_runs(
         for snippet in snippets:
             exec(compile(snippet, page, "exec"), {"__name__": "snippet"})
             assert capsys.readouterr().out.strip(), snippet
+
+
+def test_pytest_recipe_runs(tmp_path: Path) -> None:
+    conftest, test = (
+        block for block in fenced(PAGES["lib/recipes.md"], "py") if "import pytest" in block
+    )
+    (tmp_path / "conftest.py").write_text(conftest, "utf-8")
+    (tmp_path / "test_mine.py").write_text(test, "utf-8")
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = run("-m", "pytest", "-q", "--strict-markers", cwd=tmp_path, PYTHONPATH=path)
+    assert (done.code, done.err) == (0, ""), done.out
+    assert "1 passed" in done.out
+
+
+def test_verdicts_of_the_recipe_are_those_of_the_check(tmp_path: Path) -> None:
+    recipe = PAGES["lib/recipes.md"].partition("## Check your own program")[2]
+    program = tmp_path / "ask.py"
+    program.write_text(fenced(recipe, "py")[0], "utf-8")
+    shown = [re.split("  +", line) for line in fenced(recipe, "text")[0].splitlines()]
+    rules = [rule for rule in RULES if rule.name in [name for name, _, _ in shown]]
+    verdicts = check_command([sys.executable, str(program)], rules=rules)
+    assert [[each.rule, each.verdict] for each in verdicts] == [row[:2] for row in shown]
+    for each, row in zip(verdicts, shown, strict=True):
+        assert each.happened.startswith(row[2])
+    assert f"each of {len(RULES)} rules" in recipe
 
 
 def test_readme_has_at_most_200_lines() -> None:

@@ -85,7 +85,7 @@ def verdicts(
     if not 0 < patience < math.inf:
         raise ValueError(f"patience must be a number of seconds > 0, got {patience!r}")
     runner = _Runner(start, patience, dialect)
-    healthy = runner.run("", threading.Event())
+    (healthy,) = runner.run_many("", 1)
     if problem := _problem(healthy):
         raise CheckError(problem)
     for rule in rules:
@@ -109,7 +109,7 @@ class _Runner:
         if (rule.faults, rule.callers) not in self._runs:
             faults = rule.faults.format(drip=f"{self._patience / 100:.4f}")
             by_model = {str(each.model): faults for each in healthy.requests}
-            self._runs[rule.faults, rule.callers] = self._run_many(by_model, rule.callers)
+            self._runs[rule.faults, rule.callers] = self.run_many(by_model, rule.callers)
         runs = self._runs[rule.faults, rule.callers]
         all_runs = [healthy, *itertools.chain.from_iterable(self._runs.values())]
         evidence = Evidence(healthy, runs, all_runs)
@@ -121,8 +121,8 @@ class _Runner:
         happened = _happened(evidence, problem).replace(KEY, "[the key]")
         return Verdict(rule.name, FAIL if problem else PASS, requests, happened, rule.why)
 
-    def _run_many(self, faults: Mapping[str, str], callers: int) -> list[Run]:
-        """Run the program several times at once.
+    def run_many(self, faults: str | Mapping[str, str], callers: int) -> list[Run]:
+        """Run the program for several callers at once, each in a thread that ends its program.
 
         Each starts when the one before has sent a request: starting a program takes a lot of
         CPU time, which would disturb the waits of the others.
@@ -132,14 +132,14 @@ class _Runner:
                 running = []
                 for _ in range(callers):
                     has_begun = threading.Event()
-                    running.append(pool.submit(self.run, faults, has_begun))
+                    running.append(pool.submit(self._run, faults, has_begun))
                     has_begun.wait()
                 return [each.result() for each in running]
             except BaseException:
                 self._cancelled.set()
                 raise
 
-    def run(self, faults: str | Mapping[str, str], has_begun: threading.Event) -> Run:
+    def _run(self, faults: str | Mapping[str, str], has_begun: threading.Event) -> Run:
         """Run the program once, until it ends or its time is up."""
         deadline = time.monotonic() + STARTUP
         with MockServer(faults, replies=_reply, dialect=self._dialect) as server:
@@ -164,8 +164,8 @@ class _Runner:
 def _reply(body: Any) -> str | None:
     """Return the answer that the judges look for, as JSON if the program asked for JSON."""
     text, _ = make_up(body)
-    wants_json = text.startswith(("{", "[")) and body.get("response_format")
-    return text.replace('"text"', json.dumps(ANSWER)) if wants_json else ANSWER
+    wants_json = text.startswith("{") and body.get("response_format")
+    return text.replace(': "text"', f": {json.dumps(ANSWER)}") if wants_json else ANSWER
 
 
 def _problem(healthy: Run) -> str:

@@ -29,7 +29,10 @@ def main() -> int:
     done: list[Verdict] = []
     try:
         for verdict in verdicts(
-            partial(Process, command), patience=options.patience, dialect=options.dialect
+            partial(Process, command),
+            rules=RULES,
+            patience=options.patience,
+            dialect=options.dialect,
         ):
             done.append(verdict)
             if not options.json:

@@ -116,7 +116,7 @@ def result(run: Run, healthy: Run) -> str:
 
 def _own_words(ending: Ending) -> set[str]:
     """Return what a program said itself: without the server's answer, and without numbers."""
-    return set(re.findall(r"[^\W\d_]+", ending.output + " " + ending.messages)) - set(WORDS)
+    return set(re.findall(r"\b[^\W\d_]{3,}\b", ending.output + " " + ending.messages)) - set(WORDS)
 
 
 def is_answered(evidence: Evidence) -> str:
