@@ -194,7 +194,7 @@ class WaitsTheSameOnce(RightClient):
 
 class HasNoJitter(RightClient):
     def backoff(self, attempt: int) -> float:
-        return 0.5 * 2.0 ** (attempt - 1)
+        return 0.8 * 2.0 ** (attempt - 1)
 
 
 class TriesFiveTimes(RightClient):

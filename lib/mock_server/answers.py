@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Make up what the model says: text, a call of a tool, or JSON that fits a schema.
+"""Make up what the model says: text, a call of a tool, or JSON.
 
 Each word counts as one token.
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
 from typing import Any
+
+from .schema_sample import sample
 
 Request = dict[str, Any]  # the body of a chat request
 Completion = dict[str, Any]
@@ -117,66 +118,3 @@ def _called_functions(request: Request) -> set[str]:
         for message in request["messages"]
         for call in message.get("tool_calls") or []
     }
-
-
-def sample(schema: Any, root: Any = None) -> Any:
-    """Return a small value that fits a JSON schema.
-
-    >>> person = {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 18}}
-    >>> sample({"type": "object", "properties": person})
-    {'name': 'text', 'age': 18}
-    """
-    root = root or schema
-    if "$ref" in schema:
-        return sample(_definition(schema["$ref"], root), root)
-    for key in ("const", "default"):
-        if key in schema:
-            return schema[key]
-    if "enum" in schema:
-        return schema["enum"][0]
-    for key in ("anyOf", "oneOf", "allOf"):
-        if key in schema:
-            # A $ref may lead back to where we are; an alternative without one does not.
-            return sample(min(schema[key], key=lambda each: "$ref" in each), root)
-    kind = schema.get("type", "object" if "properties" in schema else "string")
-    return SAMPLES[kind if isinstance(kind, str) else kind[0]](schema, root)
-
-
-def _definition(reference: str, root: Any) -> Any:
-    for name in filter(None, reference.removeprefix("#").split("/")):
-        root = root[name]
-    return root
-
-
-def _text(schema: Any, root: Any) -> str:
-    text = FORMATS.get(schema.get("format"), "text")
-    return text.ljust(schema.get("minLength", 0), "x")[: schema.get("maxLength")]
-
-
-def _number(schema: Any, root: Any) -> float:
-    least = float(schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1))
-    number = min(least, float(schema.get("maximum", least)))
-    return int(number) if number.is_integer() else number
-
-
-FORMATS = {
-    "date": "2026-01-31",
-    "date-time": "2026-01-31T12:00:00Z",
-    "time": "12:00:00Z",
-    "email": "name@example.org",
-    "uri": "https://example.org/",
-    "uuid": "00000000-0000-4000-8000-000000000000",
-}
-SAMPLES: dict[str, Callable[[Any, Any], Any]] = {
-    "object": lambda schema, root: {
-        name: sample(each, root) for name, each in schema.get("properties", {}).items()
-    },
-    "array": lambda schema, root: (
-        [sample(schema["items"], root)] * schema["minItems"] if schema.get("minItems") else []
-    ),
-    "string": _text,
-    "integer": _number,
-    "number": _number,
-    "boolean": lambda schema, root: True,
-    "null": lambda schema, root: None,
-}

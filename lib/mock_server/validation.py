@@ -8,11 +8,6 @@ from typing import Any
 Mistake = dict[str, Any]
 
 
-def mistake(kind: str, message: str, *field: str) -> Mistake:
-    """Return one mistake in the API's format."""
-    return {"type": kind, "loc": ["body", *field], "msg": message}
-
-
 def mistakes(body: Any, parameters: frozenset[str] | None) -> list[Mistake]:
     """Return what is wrong with the body of a chat request.
 
@@ -20,26 +15,32 @@ def mistakes(body: Any, parameters: frozenset[str] | None) -> list[Mistake]:
     """
     if not isinstance(body, dict):
         return [mistake("dict_type", "Input should be an object")]
-    found = [
-        mistake("missing", "Field required", name)
-        for name in ("model", "messages")
-        if name not in body
+    model, messages = body.get("model", ""), body.get("messages", NO_MESSAGES)
+    is_list = isinstance(messages, list) and messages != []
+    rules = [
+        ("model" in body, mistake("missing", "Field required", "model")),
+        ("messages" in body, mistake("missing", "Field required", "messages")),
+        (isinstance(model, str), mistake("string_type", "Not a string", "model")),
+        (is_list, mistake("list_type", "Not a list", "messages")),
+        (
+            not is_list or all(map(_has_a_role, messages)),
+            mistake("missing", "No role", "messages", "role"),
+        ),
     ]
-    if not isinstance(body.get("model", ""), str):
-        found.append(mistake("string_type", "Not a string", "model"))
-    if "messages" in body:
-        found += _wrong_messages(body["messages"])
-    if parameters is not None:
-        found += _unknown_fields(body, parameters)
-    return found
+    found = [wrong for holds, wrong in rules if not holds]
+    return found if parameters is None else found + _unknown_fields(body, parameters)
 
 
-def _wrong_messages(messages: Any) -> list[Mistake]:
-    if not isinstance(messages, list) or not messages:
-        return [mistake("list_type", "Not a list", "messages")]
-    if all(isinstance(item, dict) and isinstance(item.get("role"), str) for item in messages):
-        return []
-    return [mistake("missing", "No role", "messages", "role")]
+NO_MESSAGES = [{"role": "user"}]
+
+
+def mistake(kind: str, message: str, *field: str) -> Mistake:
+    """Return one mistake in the API's format."""
+    return {"type": kind, "loc": ["body", *field], "msg": message}
+
+
+def _has_a_role(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("role"), str)
 
 
 def _unknown_fields(body: dict[str, Any], parameters: frozenset[str]) -> list[Mistake]:

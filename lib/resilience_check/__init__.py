@@ -55,7 +55,7 @@ class Verdict:
 def check(ask: Callable[[str, str], str], **options: Any) -> list[Verdict]:
     """Check a function: ``ask(base_url, api_key)`` returns the model's answer, or raises.
 
-    Each call stands for a new program: build your client in it. It runs in a thread, and in ten
+    Each call stands for a new program: build your client in it. It runs in a thread, and in twenty
     threads at once for the rules about many callers. For the options and errors, see
     ``verdicts``.
     """

@@ -22,7 +22,7 @@ from .programs import Ending
 WORDS = ("kestrel", "linnet", "merlin", "osprey")  # the server's answer: rare, so easy to find
 ANSWER = " ".join(WORDS)
 KEY = "sk-resilience-check-3f9c2a7e51d8"
-CALLERS = 12  # that meet the same outage, to see how their retries are spread
+CALLERS = 20  # that meet the same outage, to see how their retries are spread
 RETRY_AFTER = 2  # seconds
 MOST_REQUESTS_PER_CALL = 3
 
@@ -152,25 +152,30 @@ def gives_up(evidence: Evidence) -> str:
 
 
 def waits_grow(evidence: Evidence) -> str:
-    """Judge the longest waits of many callers: with jitter, a single wait is random."""
+    """Judge the waits that three quarters of the callers keep: with jitter, each is random."""
     waits = [_waits(run) for run in evidence.runs if len(run.arrivals) > 2]
-    if not waits:
+    if len(waits) < CALLERS / 2:
         raise NotTriedError("sends a request at most twice, so there is only one wait")
-    first, last = max(each[0] for each in waits), max(each[-1] for each in waits)
+    first, last = (statistics.quantiles((each[n] for each in waits), n=4)[2] for n in (0, -1))
     if last > max(1.1 * first, 0.05):
         return ""
-    return f"the longest first wait was {first:.2f} s, the longest last wait {last:.2f} s"
+    return f"three quarters waited up to {first:.2f} s first, and up to {last:.2f} s last"
 
 
 def is_spread(evidence: Evidence) -> str:
-    """Judge how far apart the callers come back, without the first and the last of them."""
+    """Judge how far apart the first half of the callers come back.
+
+    A busy machine makes some of them late, but none early, so the second half shows nothing.
+    """
     waited = sorted(sum(_waits(run)) for run in evidence.runs if len(run.arrivals) > 1)
     if len(waited) < CALLERS / 2:
         raise NotTriedError("does not send a request again after a 503")
-    span, middle = waited[-2] - waited[1], statistics.median(waited)
-    if span > max(0.06 * middle, 0.05):
+    first, middle = waited[0], waited[len(waited) // 2]
+    if middle - first > max(0.055 * middle, 0.05):
         return ""
-    return f"came back after {middle:.2f} s, within {span:.2f} s of each other"
+    return (
+        f"half of the callers came back between {first:.2f} and {middle:.2f} s after the first 503"
+    )
 
 
 def sends_few(evidence: Evidence) -> str:
