@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import functools
 import itertools
 import os
 import pickle
@@ -21,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple, TypeVar, cast
 
 import pytest
@@ -31,6 +32,7 @@ _sleep = time.sleep  # the real one: a test may replace it
 _environment = dict(os.environ)  # before any test changes it
 
 ROOT = Path(__file__).resolve().parents[1]
+LIB = str(ROOT / "lib")
 EXPECTED = ROOT / "tests" / "expected"
 SCRIPTS = sorted((ROOT / "examples").glob("0*.py"))
 CHAT_URL = "https://api.mistral.ai/v1/chat/completions"
@@ -152,7 +154,7 @@ def run_in_threads(count: int, work: Callable[[], T], *, interleaved: bool = Fal
 
 def _let_others_in(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
     """Trace lib's code: before a fifth of the interpreter's steps, switch to another thread."""
-    if not frame.f_code.co_filename.startswith(str(ROOT / "lib")):
+    if not frame.f_code.co_filename.startswith(LIB):
         return None
     frame.f_trace_opcodes = True
     if random.random() < 0.2:
@@ -186,34 +188,30 @@ class _Interruption:
     def __init__(self, point: int) -> None:
         self.happened = False
         self._points_left = point
-        self._last_opcode: dict[FrameType, str] = {}
 
     def trace(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        if not frame.f_code.co_filename.startswith(str(ROOT / "lib")):
+        if not frame.f_code.co_filename.startswith(LIB):
             return None
-        frame.f_trace_opcodes = True
-        if event == "call":
-            self._pass_point()
-        elif event == "exception":  # CPython does not look for signals on the way to a handler
-            self._last_opcode.pop(frame, None)
-        elif event == "opcode":
-            last = self._last_opcode.get(frame, "")
-            if last == "JUMP_BACK" or (last.startswith("CALL") and "INTRINSIC" not in last):
-                self._pass_point()
-            code = frame.f_code.co_code
-            name = dis.opname[code[frame.f_lasti]]
-            self._last_opcode[frame] = "JUMP_BACK" if self._jumps_back(frame, name) else name
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        if event == "call" or (event == "opcode" and frame.f_lasti in _points(frame.f_code)):
+            self._points_left -= 1
+            if self._points_left == 0:
+                self.happened = True
+                raise KeyboardInterrupt
         return self.trace
 
-    def _jumps_back(self, frame: FrameType, name: str) -> bool:
-        target = 2 * frame.f_code.co_code[frame.f_lasti + 1]
-        return name == "JUMP_BACKWARD" or (name == "JUMP_ABSOLUTE" and target < frame.f_lasti)
 
-    def _pass_point(self) -> None:
-        self._points_left -= 1
-        if self._points_left == 0:
-            self.happened = True
-            raise KeyboardInterrupt
+@functools.cache
+def _points(code: CodeType) -> frozenset[int]:
+    """Return the offsets of the instructions after a call, and of those that are jumped back to."""
+    steps = list(dis.get_instructions(code))
+    after_calls = {
+        after.offset
+        for step, after in itertools.pairwise(steps)
+        if step.opname.startswith("CALL") and "INTRINSIC" not in step.opname
+    }
+    loops = {step.argval for step in steps if "JUMP" in step.opname and step.argval < step.offset}
+    return frozenset(after_calls | loops)
 
 
 def returns_when_interrupted(call: Callable[[], object], handler: Callable[[], object]) -> bool:
@@ -223,7 +221,7 @@ def returns_when_interrupted(call: Callable[[], object], handler: Callable[[], o
     """
 
     def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        if not frame.f_code.co_filename.startswith(str(ROOT / "lib")):
+        if not frame.f_code.co_filename.startswith(LIB):
             return None
         frame.f_trace_opcodes = True
         handler()  # not traced itself: Python switches tracing off meanwhile
