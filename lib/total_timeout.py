@@ -146,7 +146,8 @@ class _LimitedResponse(requests.Response):
     def iter_content(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         with _timeout_of(self.deadline, response=self):
             for piece in super().iter_content(*args, **kwargs):
-                if not self._content_consumed:  # type: ignore[attr-defined]
+                if not self._content_consumed and self.deadline.remaining() <= 0:  # type: ignore[attr-defined]
+                    self.close()
                     self.deadline.check()
                 yield piece
 

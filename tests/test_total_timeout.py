@@ -144,16 +144,17 @@ class TestEveryPhase:
             assert time.perf_counter() - started_at < 2
 
     def test_decompression(self, session: requests.Session, clock: FakeClock) -> None:
-        """Also if all of the body has arrived."""
+        """Also if all of the body has arrived. The connection is closed."""
         body = gzip.compress(b" " * 5_000_000)
-        response = raw_response("200 OK", body, "Content-Encoding: gzip")
-        with RawServer(response, then="next") as server, total_timeout(600):
-            pieces = session.get(server.url, stream=True, timeout=60).iter_content(1000)
+        whole = raw_response("200 OK", body, "Content-Encoding: gzip")
+        with RawServer(whole, then="silence") as server, total_timeout(600):
+            response = session.get(server.url, stream=True, timeout=60)
+            pieces = response.iter_content(1000)
             next(pieces)
             clock.now += 600
             with pytest.raises(requests.Timeout, match="within the total timeout of 600 s"):
                 next(pieces)
-            session.close()
+            assert server.client_left.wait(5)
 
 
 @contextlib.contextmanager
