@@ -850,6 +850,7 @@ class TestRedaction:
                 ).stack
                 shown = [str(frame.locals) for frame in frames if frame.filename != __file__]
                 assert KEY not in f"{shown} {error!r}"
+                assert getattr(error, "request", None) is None  # its headers hold the key
                 error = error.__cause__ or error.__context__
 
     def test_a_client_cannot_be_pickled(self) -> None:
