@@ -18,15 +18,15 @@ from types import SimpleNamespace
 import pytest
 
 from check_clients import MUTANTS, RightClient, released
-from lib import resilience_check
 from lib.answer_check import check_answer
 from lib.circuit_breaker import CircuitBreaker
 from lib.client import MistralClient
 from lib.error_logger import ErrorLogger
 from lib.errors import AuthenticationError
-from lib.resilience_check import RULES, CheckError, Verdict, check, check_command
+from lib.resilience_check import RULES, CheckError, Verdict, check, check_command, runs
 from lib.resilience_check import __main__ as command_line
-from lib.resilience_check.rules import ANSWER, Rule
+from lib.resilience_check.rules import Rule
+from lib.resilience_check.runs import ANSWER
 from lib.resilient_client import ResilientMistralClient
 from lib.retry import Retrier
 from support import ROOT, Outcome, finish, start
@@ -120,6 +120,13 @@ class TestResilienceRules:
         verdicts = [verdict(jobs, mutant, rule) for rule in RULE if rule != mutant]
         assert [each for each in verdicts if each.verdict == "fail"] == []
 
+    @pytest.mark.skipif(not SOAK, reason="make soak runs it")
+    def test_lesson_2_breaks_the_rules_that_the_workshop_names(self) -> None:
+        verdicts = check_command([sys.executable, str(ROOT / "examples" / "02_backoff.py")])
+        assert [each.rule for each in verdicts if each.verdict == "fail"] == [
+            "retries are spread", "silence ends", "a drip ends", "a cut-off answer is noticed",
+        ]  # fmt: skip
+
     def test_read_on_leads_to_a_heading(self) -> None:
         for rule in RULES:
             page, _, heading = rule.read.partition("#")
@@ -195,7 +202,7 @@ class TestCommand:
     def test_program_that_gets_no_answer(
         self, program: str, reason: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(resilience_check, "STARTUP", 0.7)
+        monkeypatch.setattr(runs, "STARTUP", 0.7)
         with pytest.raises(CheckError, match=reason):
             check_command([sys.executable, "-c", program], patience=0.7)
 
@@ -207,7 +214,7 @@ class TestCommand:
     def test_whole_process_group_is_ended(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(resilience_check, "STARTUP", 0.7)
+        monkeypatch.setattr(runs, "STARTUP", 0.7)
         pids = tmp_path / "pids"
         program = f"sleep 60 & echo $! >{pids}; wait"
         with pytest.raises(CheckError, match="It was still running"):

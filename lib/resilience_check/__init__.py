@@ -19,26 +19,19 @@ In a test, with a function that asks your program:
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..mock_server import MockServer
-from ..mock_server.answers import make_up
-from .programs import Call, CheckError, Ending, Process, Program
-from .rules import ANSWER, ANSWERED, KEY, RULES, Evidence, NotTriedError, Rule, Run, result
+from .programs import Call, CheckError, Ending, Process
+from .rules import ANSWERED, RULES, Evidence, NotTriedError, Rule, result
+from .runs import ANSWER, KEY, Run, Runner, Start
 
 __all__ = ["RULES", "CheckError", "Verdict", "check", "check_command", "verdicts"]
 
 PASS, FAIL, NOT_TRIED = "pass", "fail", "not tried"
-STARTUP = 60.0  # seconds that a program may take until its first request
-Start = Callable[[str, str], Program]  # (base_url, api_key)
 
 
 @dataclass(frozen=True)
@@ -84,88 +77,47 @@ def verdicts(
     """
     if not 0 < patience < math.inf:
         raise ValueError(f"patience must be a number of seconds > 0, got {patience!r}")
-    runner = _Runner(start, patience, dialect)
+    runner = Runner(start, patience, dialect)
     (healthy,) = runner.run_many("", 1)
     if problem := _problem(healthy):
         raise CheckError(problem)
+    judge = _Judge(runner, healthy, patience)
     for rule in rules:
-        yield runner.judge(rule, healthy)
+        yield judge.verdict(rule)
 
 
-class _Runner:
-    """Run the program with a rule's faults, and have the rule judge the runs."""
+class _Judge:
+    """Have the program run with a rule's faults, and the rule judge the runs."""
 
-    def __init__(self, start: Start, patience: float, dialect: str) -> None:
-        self._start = start
+    def __init__(self, runner: Runner, healthy: Run, patience: float) -> None:
+        self._runner = runner
         self._patience = patience
-        self._dialect = dialect
+        self._healthy = healthy
+        self._models = {str(request.model) for request in healthy.requests}
+        self._streams = any(request.body.get("stream") for request in healthy.requests)
         self._runs: dict[tuple[str, int], list[Run]] = {}  # rules with the same faults share them
-        self._cancelled = threading.Event()
 
-    def judge(self, rule: Rule, healthy: Run) -> Verdict:
+    def verdict(self, rule: Rule) -> Verdict:
         """Return the verdict on a rule."""
-        if rule.needs_stream and not any(each.body.get("stream") for each in healthy.requests):
+        if rule.needs_stream and not self._streams:
             return Verdict(rule.name, NOT_TRIED, 0, "does not stream", rule.why)
-        if (rule.faults, rule.callers) not in self._runs:
-            faults = rule.faults.format(drip=f"{self._patience / 100:.4f}")
-            by_model = {str(each.model): faults for each in healthy.requests}
-            self._runs[rule.faults, rule.callers] = self.run_many(by_model, rule.callers)
-        runs = self._runs[rule.faults, rule.callers]
-        all_runs = [healthy, *itertools.chain.from_iterable(self._runs.values())]
-        evidence = Evidence(healthy, runs, all_runs)
-        requests = sum(len(run.requests) for run in runs)
+        evidence = self._evidence(rule)
+        requests = sum(len(run.requests) for run in evidence.runs)
         try:
             problem = rule.judge(evidence)
         except NotTriedError as reason:
             return Verdict(rule.name, NOT_TRIED, requests, str(reason), rule.why)
-        happened = _happened(evidence, problem).replace(KEY, "[the key]")
+        happened = _happened(evidence, requests, problem).replace(KEY, "[the key]")
         return Verdict(rule.name, FAIL if problem else PASS, requests, happened, rule.why)
 
-    def run_many(self, faults: str | Mapping[str, str], callers: int) -> list[Run]:
-        """Run the program for several callers at once, each in a thread that ends its program.
-
-        Each starts when the one before has sent a request: starting a program takes a lot of
-        CPU time, which would disturb the waits of the others.
-        """
-        with ThreadPoolExecutor(callers) as pool:
-            try:
-                running = []
-                for _ in range(callers):
-                    has_begun = threading.Event()
-                    running.append(pool.submit(self._run, faults, has_begun))
-                    has_begun.wait()
-                return [each.result() for each in running]
-            except BaseException:
-                self._cancelled.set()
-                raise
-
-    def _run(self, faults: str | Mapping[str, str], has_begun: threading.Event) -> Run:
-        """Run the program once, until it ends or its time is up."""
-        deadline = time.monotonic() + STARTUP
-        with MockServer(faults, replies=_reply, dialect=self._dialect) as server:
-            try:
-                program = self._start(server.url, KEY)
-                try:
-                    while not program.wait(0.02) and time.monotonic() < deadline:
-                        if self._cancelled.is_set():
-                            break
-                        if server.log and not has_begun.is_set():
-                            deadline = server.log[0].arrived + self._patience
-                            has_begun.set()
-                finally:
-                    ended_at = time.monotonic()
-                    ending = program.stop()
-            finally:
-                has_begun.set()
-            log = server.log
-        return Run(log, ending, ended_at - log[0].arrived if log else 0.0)
-
-
-def _reply(body: Any) -> str | None:
-    """Return the answer that the judges look for, as JSON if the program asked for JSON."""
-    text, _ = make_up(body)
-    wants_json = text.startswith("{") and body.get("response_format")
-    return text.replace(': "text"', f": {json.dumps(ANSWER)}") if wants_json else ANSWER
+    def _evidence(self, rule: Rule) -> Evidence:
+        same = rule.faults, rule.callers
+        if same not in self._runs:
+            script = rule.faults.format(drip=f"{self._patience / 100:.4f}")  # it would last longer
+            faults = dict.fromkeys(self._models, script)
+            self._runs[same] = self._runner.run_many(faults, rule.callers)
+        all_runs = [self._healthy, *itertools.chain.from_iterable(self._runs.values())]
+        return Evidence(self._healthy, self._runs[same], all_runs)
 
 
 def _problem(healthy: Run) -> str:
@@ -195,14 +147,13 @@ def _problem(healthy: Run) -> str:
     return ""
 
 
-def _happened(evidence: Evidence, problem: str) -> str:
+def _happened(evidence: Evidence, requests: int, problem: str) -> str:
     """Return what the program did, what the server saw, and how the program failed."""
-    requests = sum(len(run.requests) for run in evidence.runs)
+    what = problem or evidence.result
     seen = f"{requests} request{'s' if requests != 1 else ''}"
     if len(evidence.runs) > 1:
-        return f"{problem or evidence.result} ({seen} from {len(evidence.runs)} callers)"
-    seen = f"{seen}, {evidence.run.seconds:.1f} s"
-    return f"{problem or evidence.result} ({seen}){_how(evidence.run.ending)}"
+        return f"{what} ({seen} from {len(evidence.runs)} callers)"
+    return f"{what} ({seen}, {evidence.run.seconds:.1f} s){_how(evidence.run.ending)}"
 
 
 def _how(ending: Ending) -> str:

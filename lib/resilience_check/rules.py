@@ -4,7 +4,7 @@
 ``RULES`` is the table. A judge reads what both sides saw of a run: the requests in the server's
 log, by the server's clock, and what the program made of the responses. It returns "" if the rule
 holds, or else what is wrong; it raises NotTriedError if there is nothing to judge.
-``__init__.py`` runs the program.
+``runs.py`` makes the runs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,9 @@ import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..mock_server import LoggedRequest
-from ..mock_server.api import CHAT_PATH
 from .programs import Ending
+from .runs import KEY, WORDS, Run
 
-WORDS = ("kestrel", "linnet", "merlin", "osprey")  # the server's answer: rare, so easy to find
-ANSWER = " ".join(WORDS)
-KEY = "sk-resilience-check-3f9c2a7e51d8"
 CALLERS = 20  # that meet the same outage, to see how their retries are spread
 RETRY_AFTER = 2  # seconds
 MOST_REQUESTS_PER_CALL = 3
@@ -34,28 +30,6 @@ RAW = "took the broken response for the answer"
 HALF = "took half of the answer for the whole"
 SILENT = "ended as if nothing had happened"
 RUNNING = "still running"
-
-
-class Run(NamedTuple):
-    """One run of the program, seen from both sides.
-
-    ``log`` is the server's, and ``seconds`` is the time from the first request to the end.
-    """
-
-    log: list[LoggedRequest]
-    ending: Ending
-    seconds: float
-
-    @property
-    def requests(self) -> list[LoggedRequest]:
-        """The requests that asked the model."""
-        return [request for request in self.log if request.path == CHAT_PATH]
-
-    @property
-    def arrivals(self) -> list[float]:
-        """When the first request arrived, and when the same body arrived again."""
-        same = self.requests[0].content if self.requests else None
-        return [request.arrived for request in self.requests if request.content == same]
 
 
 class Evidence(NamedTuple):
