@@ -37,7 +37,7 @@ class Run(NamedTuple):
     @property
     def requests(self) -> list[LoggedRequest]:
         """The requests that asked the model."""
-        return [request for request in self.log if request.path == CHAT_PATH]
+        return [each for each in self.log if each.path == CHAT_PATH and each.model is not None]
 
     @property
     def arrivals(self) -> list[float]:
