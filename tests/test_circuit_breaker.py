@@ -194,6 +194,18 @@ class TestOpen:
             call(breaker, not_found)
         assert state_of(breaker) == "open"
 
+    def test_it_is_not_asked_about_a_rejection(self, call: Call) -> None:
+        asked: list[Exception] = []
+
+        def counts(error: Exception) -> bool:
+            asked.append(error)
+            return True
+
+        breaker = open_breaker(1, counts_as_failure=counts)
+        with pytest.raises(CircuitOpenError):
+            call(breaker, succeed)
+        assert [type(error) for error in asked] == [ConnectionError]
+
 
 class TestRecentCalls:
     """A row of failures opens the circuit only if at least half of the recent calls failed."""

@@ -278,7 +278,7 @@ class TestPages:
         none, retries, no_budget, at_600, at_591 = rows("Rate limit").values()
         text = one_line(PAGE)
         assert f"used up after {float(none[4]):.0f} seconds. Then {none[2]} calls fail." in text
-        assert f"Retries with their budget save {int(none[2]) - int(retries[2])} of them" in text
+        assert f"only {int(none[2]) - int(retries[2])} of them are retried successfully" in text
         assert no_budget[2] == at_591[1] == at_591[2] == "0"
         assert f"some take {no_budget[3]} seconds" in text
         assert f"the longest takes {at_591[3]} seconds" in text

@@ -29,7 +29,7 @@ from lib.retry import Retrier, RetryBudget
 
 CLIENTS = (10, 50, 100, 190)
 WRITES = 10_000  # runs are repeated until they have this many writes; a result is their average
-# base_delay in seconds, and jitter. Brooker doubles his 5 ms before the first wait: 10 ms.
+# base_delay in seconds, and jitter. Brooker's base is 5 ms, doubled before the first wait.
 POLICIES = {
     "no backoff": (0.0, False),
     "backoff without jitter": (0.010, False),
