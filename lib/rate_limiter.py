@@ -32,9 +32,9 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, wait
+from typing import Any
 
 PACE = 0.985  # of the limit; the rest is a margin for late starts and the network's jitter
-MARGIN = 60 / PACE - 60  # seconds; if no start is later than this, no minute gets too many
 
 Attempt = Callable[["Caller"], float]
 OnWait = Callable[[float], object] | None
@@ -64,10 +64,9 @@ class RateLimiter:
     """
 
     def __init__(self, max_requests_per_minute: float = 60) -> None:
-        rate = max_requests_per_minute
+        self.max_requests_per_minute = rate = max_requests_per_minute
         if type(rate) not in (int, float) or not 0 < rate < math.inf:
             raise ValueError(f"max_requests_per_minute must be a number > 0, got {rate!r}")
-        self.max_requests_per_minute = rate
         self._next_slot = -math.inf  # a time on the monotonic clock, like all times here
         self._line = Line()
 
@@ -101,9 +100,10 @@ class RateLimiter:
             if slot > caller.gives_up_at:
                 raise RateLimitTimeoutError(f"no request may start within {caller.timeout:g} s")
             return slot - now
-        # If this start is a little late, count it as on time: the next slot does not move.
+        # If this start is late, count it as on time, so that the next slot does not move. But not
+        # if it is late by an interval, or by more than the pace leaves over in a minute.
         due = max(self._next_slot, caller.arrived_at)
-        self._next_slot = (due if now - due < min(interval, MARGIN) else now) + interval
+        self._next_slot = (due if now - due < min(interval, 60 / PACE - 60) else now) + interval
         return 0.0
 
     def pause(self, seconds: float) -> None:
@@ -112,7 +112,7 @@ class RateLimiter:
         Call it with the Retry-After of a 429: every caller that shares the limiter waits,
         so that the others don't each get a 429 too.
         """
-        end = time.monotonic() + checked_seconds("seconds", seconds)
+        end = time.monotonic() + as_seconds("seconds", seconds)
         with self._line.lock:
             self._next_slot = max(self._next_slot, end)
 
@@ -130,9 +130,7 @@ class Caller:
     def __init__(self, attempt: Attempt, timeout: float | None, on_wait: OnWait = None) -> None:
         check_hook("on_wait", on_wait)
         self.attempt, self.on_wait, self.ahead = attempt, on_wait, 0
-        self.timeout = math.inf
-        if timeout is not None and timeout != math.inf:
-            self.timeout = checked_seconds("timeout", timeout)
+        self.timeout = math.inf if timeout in (None, math.inf) else as_seconds("timeout", timeout)
         self.arrived_at = time.monotonic()
         self.gives_up_at = self.arrived_at + self.timeout
         self.awaited: asyncio.Future[None] | None = None
@@ -245,11 +243,11 @@ class Line:
             self.wake_first()
 
 
-def checked_seconds(name: str, value: float) -> float:
-    """Return the value; raise ValueError if it is not a number of seconds."""
+def as_seconds(name: str, value: Any) -> float:
+    """Return the value as a float; raise ValueError if it is not a number of seconds."""
     if type(value) not in (int, float) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a number of seconds >= 0, got {value!r}")
-    return value
+    return float(value)
 
 
 def check_hook(name: str, hook: Callable[..., object] | None) -> None:

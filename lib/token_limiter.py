@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .rate_limiter import Caller, Line, checked_seconds
+from .rate_limiter import Caller, Line, as_seconds
 
 WINDOW = 60.0  # seconds
 CHARACTERS_PER_TOKEN = 4  # in English; other languages need up to one token per character
@@ -64,8 +64,7 @@ class TokenLimiter:
 
     def __init__(self, max_tokens_per_minute: int) -> None:
         self._ledger: deque[TokenReservation] = deque()  # oldest first
-        self._used = 0  # the sum of the ledger
-        self._paused_until = -math.inf
+        self._used, self._paused_until = 0, -math.inf  # the sum of the ledger; a time
         self._line = Line()
         self.max_tokens_per_minute = max_tokens_per_minute
 
@@ -76,8 +75,7 @@ class TokenLimiter:
 
     @max_tokens_per_minute.setter
     def max_tokens_per_minute(self, limit: int) -> None:
-        self._own_limit = checked_tokens("max_tokens_per_minute", limit, at_least=1)
-        self._server_limit = limit
+        self._own_limit = self._server_limit = checked_tokens("max_tokens_per_minute", limit, 1)
         self._line.wake_first()
 
     @property
@@ -110,22 +108,16 @@ class TokenLimiter:
 
     def _try_book(self, booking: TokenReservation, caller: Caller) -> float:
         """Book and return 0 if there is room; else return the seconds until there is."""
-        now = self._expire()
-        ready_at = math.inf if caller.ahead else self._ready_at(booking.tokens)
+        now, limit, tokens = self._expire(), self.max_tokens_per_minute, booking.tokens
+        has_room = self._used + min(tokens, limit) <= limit
+        frees_at = now if has_room else self._ledger[0].booked_at + WINDOW
+        ready_at = math.inf if caller.ahead else max(frees_at, self._paused_until)
         if ready_at <= now:
             self._book(now, booking)
             return 0.0
         if now >= caller.gives_up_at:
-            message = f"no room for {booking.tokens} tokens within {caller.timeout:g} s"
-            raise TokenLimitTimeoutError(message)
+            raise TokenLimitTimeoutError(f"no room for {tokens} tokens within {caller.timeout:g} s")
         return min(ready_at, caller.gives_up_at) - now
-
-    def _ready_at(self, tokens: int) -> float:
-        """Return when to try: at once if there is room, else when the oldest booking expires."""
-        limit = self.max_tokens_per_minute
-        if self._used + min(tokens, limit) <= limit:
-            return self._paused_until
-        return max(self._paused_until, self._ledger[0].booked_at + WINDOW)
 
     def _settle(self, booking: TokenReservation, used: int) -> None:
         with self._line.lock:
@@ -145,11 +137,10 @@ class TokenLimiter:
         use the same account: the difference is booked for a minute.
         """
         with self._line.lock:
-            now = self._expire()
             self._server_limit = limits.tokens_per_minute or self._server_limit
             if limits.remaining_tokens is not None:
-                others = self.max_tokens_per_minute - self._used - max(0, limits.remaining_tokens)
-                self._book(now, TokenReservation(max(0, others), self._settle))
+                others = max(0, self.available - max(0, limits.remaining_tokens))
+                self._book(self._expire(), TokenReservation(others, self._settle))
         self._line.wake_first()
 
     def pause(self, seconds: float) -> None:
@@ -157,7 +148,7 @@ class TokenLimiter:
 
         Call it with the Retry-After of a 429.
         """
-        end = time.monotonic() + checked_seconds("seconds", seconds)
+        end = time.monotonic() + as_seconds("seconds", seconds)
         with self._line.lock:
             self._paused_until = max(self._paused_until, end)
 
@@ -223,7 +214,7 @@ def _tokens_in(part: Any) -> float:
     return len(str(part or "")) / CHARACTERS_PER_TOKEN
 
 
-def checked_tokens(name: str, value: int, *, at_least: int = 0) -> int:
+def checked_tokens(name: str, value: int, at_least: int = 0) -> int:
     """Return the value; raise ValueError if it is not a number of tokens."""
     if type(value) is not int or value < at_least:
         raise ValueError(f"{name} must be an integer >= {at_least}, got {value!r}")
