@@ -334,6 +334,10 @@ STUBBORN = {
                      "for name in list(vars(rules)):\n    if name[0] != '_':\n"
                      "        delattr(rules, name)\n",
     "changed helper": "from lib.retry import Retrier\nRetrier.call = lambda *parts: 'Hello!'\n",
+    "other trace": "import sys\nsys.settrace(None)\n",
+    "own verdicts": "import os\nfor file in range(3, 10):\n    try:\n"
+                    "        os.write(file, 100 * b'[\"ok\"]\\n')\n    except OSError:\n"
+                    "        pass\n",
     "flood": "import sys\nwhile True:\n    sys.stdout.write('hello ' * 1000)\n",
     "other process": "import os\nimport subprocess\nimport sys\n"
                      "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
@@ -372,6 +376,7 @@ class TestStubbornFiles:
             ("changed rules", 1, "your code has changed examples.exercises.checker.rules_4."),
             ("changed helper", 1, "your code has changed lib.retry.Retrier.call, which"),
             ("flood", 0, "your code raised TooMuchPrintedError"),
+            ("other trace", 0, "your code raised RuntimeError (the check needs sys.settrace"),
             ("other process", 0, "your code ended the process"),
         ],
     )
@@ -383,6 +388,11 @@ class TestStubbornFiles:
         lines = STUBBORN[name].splitlines()
         either = [actual.format(number, line.strip()) for number, line in enumerate(lines, 1)]
         assert any(verdict.actual.startswith(possible) for possible in either), verdict.actual
+
+    def test_verdict_that_a_file_writes_does_not_count(
+        self, found: dict[str, list[judge.Verdict]]
+    ) -> None:
+        assert "ok" not in {verdict.outcome for verdict in found["own verdicts"][1:]}
 
     @pytest.mark.parametrize("name", ["loop", "exit"])
     def test_rules_after_it_are_not_tried(

@@ -9,6 +9,7 @@ import linecache
 import os
 import queue
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from examples.exercises.checker import scheduler
 from examples.exercises.checker.judge import Verdict, rules_of
 from examples.exercises.checker.load import ROOT, is_the_learners
 
-JUDGE = "examples.exercises.checker.judge"
+JUDGE = "from examples.exercises.checker.judge import main; main()"
 SECONDS_PER_RULE = 8.0  # a rule takes a fraction of a second
 
 
@@ -31,12 +32,14 @@ def verdicts(
     expected = 1 + len(rules_of(number))
     found: list[Verdict] = []
     where_it_was = ""
+    mark = secrets.token_hex(8)
     with _judge(number, path, seconds_per_rule) as process:
-        for line in _lines(process, seconds_per_rule + 2):
-            if not line.startswith("["):
+        _send(mark, process)
+        for line in _lines(process, seconds_per_rule + 1):
+            if not line.startswith(mark):
                 where_it_was += line
                 continue
-            found.append(Verdict(*json.loads(line)))
+            found.append(Verdict(*json.loads(line.removeprefix(mark))))
             yield found[-1]
             if len(found) == expected:
                 return
@@ -49,8 +52,8 @@ def verdicts(
 def _judge(number: int, path: Path, seconds_per_rule: float) -> Iterator[subprocess.Popen[str]]:
     """Start the process in a session of its own, and end it with all that it has started."""
     process = subprocess.Popen(
-        [sys.executable, "-m", JUDGE, str(number), str(path.resolve()), str(seconds_per_rule)],
-        stdin=subprocess.DEVNULL,
+        [sys.executable, "-c", JUDGE, str(number), str(path.resolve()), str(seconds_per_rule)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         encoding="ascii",
@@ -66,6 +69,12 @@ def _judge(number: int, path: Path, seconds_per_rule: float) -> Iterator[subproc
                 os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.wait()
+
+
+def _send(line: str, process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        print(line, file=process.stdin)
 
 
 def _lines(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
@@ -91,11 +100,14 @@ def _why_it_ended(where_it_was: str, seconds: float) -> str:
     """Say which line of the learner's files did not return, from faulthandler's tracebacks."""
     if not where_it_was:
         return "your code ended the process"
-    for thread in where_it_was.split("\n\n"):
-        calls = re.findall(r'File "(.+)", line (\d+) in', thread)
-        theirs = [call for call in calls if is_the_learners(call[0])]
-        if theirs and calls[0][0] != scheduler.__file__:  # there, a thread waits for its turn
-            file, line = theirs[0]
+    threads = [
+        re.findall(r'File "(.+)", line (\d+) in', thread) for thread in where_it_was.split("\n\n")
+    ]
+    theirs = [calls for calls in threads if any(is_the_learners(file) for file, _ in calls)]
+    # In scheduler.py, a thread waits for its turn: the one that runs is elsewhere.
+    running = [calls for calls in theirs if calls[0][0] != scheduler.__file__] or theirs
+    for file, line in running[0] if running else ():
+        if is_the_learners(file):
             code = linecache.getline(file, int(line)).strip()
             return f"it did not return within {seconds:g} s: it was at line {line}: `{code}`"
     return f"it did not return within {seconds:g} s"

@@ -19,6 +19,7 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from sys import settrace
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
@@ -104,7 +105,7 @@ class _Interruption:
         """Trace the current thread if it is the one to be stopped."""
         if thread == self._thread:
             sys._getframe().f_trace_opcodes = True  # Python 3.12 needs one before settrace
-            sys.settrace(self._trace)
+            settrace(self._trace)
 
     def _trace(self, frame: FrameType, event: str, _: object) -> Any:
         if frame.f_code.co_filename not in self._scheduler.files:
@@ -113,7 +114,7 @@ class _Interruption:
         if event == "opcode" and self._is_the_one(frame.f_code, frame.f_lasti):
             self.happened = True
             self._scheduler.let_others_run()
-            sys.settrace(None)
+            settrace(None)
         return self._trace
 
     def _is_the_one(self, code: CodeType, offset: int) -> bool:

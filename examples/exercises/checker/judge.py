@@ -1,7 +1,8 @@
-"""Check the rules on one file, in a process of its own: ``python -m ...judge N FILE SECONDS``.
+"""Check the rules on one file, in a process of its own.
 
 child.py starts this process and reads what it writes to stdout: a line of JSON for the loading of
-the file, and one for each rule. If a call does not return, Python's faulthandler writes where each
+the file, and one for each rule. Each line begins with a mark that child.py has sent, so that the
+learner's file cannot write it. If a call does not return, Python's faulthandler writes where each
 thread is, and ends the process; that works in a loop that is written in C, too.
 """
 
@@ -15,7 +16,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from examples.exercises.checker.rules import Rule, describe, is_unwritten, load
 
@@ -119,18 +120,21 @@ class Output(io.TextIOBase):
         return "\n".join(end.splitlines()[-LINES_SHOWN:])
 
 
+def no_settrace(function: object) -> NoReturn:
+    """Stand for sys.settrace: with another trace function, no thread would be interrupted."""
+    raise RuntimeError("the check needs sys.settrace for itself (so does breakpoint())")
+
+
 def main() -> None:
     """Write the verdicts to stdout, and nothing else."""
     number, path, seconds = int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+    mark = sys.stdin.readline().strip()
     report = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.stdout = sys.stderr = output = Output()
+    sys.settrace = no_settrace
     faulthandler.dump_traceback_later(seconds, exit=True, file=report)
     for verdict in judge(number, path):
         faulthandler.dump_traceback_later(seconds, exit=True, file=report)
-        print(json.dumps(verdict._replace(printed=output.take())), file=report, flush=True)
+        print(mark + json.dumps(verdict._replace(printed=output.take())), file=report, flush=True)
     os._exit(0)  # threads of the learner's file may still run
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,14 @@ from functools import partial
 from typing import Any
 
 from examples.exercises.checker.explore import RunThreads
-from examples.exercises.checker.rules import explore, missing, rule, run_in_threads, stretch
+from examples.exercises.checker.rules import (
+    explore,
+    missing,
+    rule,
+    run_in_threads,
+    set_wall_clock_back,
+    stretch,
+)
 from lib.retry import Retrier
 
 
@@ -131,12 +138,14 @@ def used_again(solution: Any) -> str | None:
     first = pool.get_connection()
     pool.release_connection(first)
     second = pool.get_connection()
-    return None if second is first else f"another connection; calls of create: {create.calls}"
+    if second is not first:
+        return f"another connection; calls of create: {create.calls}"
+    return "c, but it was closed" if first.closed else None
 
 
 @rule(
     "at most max_connections are created, however many threads ask",
-    called="max_connections=2; 3 threads call get_connection(timeout=0.1)",
+    called="max_connections=2; 3 threads call get_connection(timeout=0.01)",
     expected="2 connections are created, and 1 thread gets a TimeoutError",
     needs=(comes_from_create,),
 )
@@ -144,7 +153,7 @@ def never_too_many(solution: Any) -> str | None:
     def scenario(run: RunThreads) -> str | None:
         create = Factory()
         pool = solution.RetryPool(create, is_healthy, max_connections=2)
-        get = partial(pool.get_connection, timeout=0.1)
+        get = partial(pool.get_connection, timeout=0.01)
         outcomes = run(get, get, get, expected=TimeoutError)
         timeouts = sum(isinstance(outcome, TimeoutError) for outcome in outcomes)
         if (len(create.created), timeouts) == (2, 1):
@@ -156,20 +165,24 @@ def never_too_many(solution: Any) -> str | None:
 
 @rule(
     "a timeout is a TimeoutError, and uses up no permit",
-    called="max_connections=1; while it is checked out, get_connection(timeout=0.05) twice; then "
-    "it is returned; then get_connection(timeout=0.05)",
-    expected="2 TimeoutErrors, then the connection",
+    called="max_connections=1; while it is checked out, get_connection(timeout=2) twice; then it "
+    "is returned; then get_connection(timeout=2)",
+    expected="2 TimeoutErrors, each after 2 seconds; then the connection",
     needs=(used_again,),
 )
 def timeout_uses_no_permit(solution: Any) -> str | None:
     pool = solution.RetryPool(Factory(), is_healthy, max_connections=1)
     first = pool.get_connection()
+    clock = solution.__modules__["time"].monotonic
     for which in ("first", "second"):
-        if problem := missing(TimeoutError, partial(pool.get_connection, timeout=0.05)):
+        start = clock()
+        if problem := missing(TimeoutError, partial(pool.get_connection, timeout=2)):
             return f"the {which} time, {problem}"
+        if not 1.99 < clock() - start < 2.5:
+            return f"the {which} time, a TimeoutError after {clock() - start:.1f} s"
     pool.release_connection(first)
     try:
-        pool.get_connection(timeout=0.05)
+        pool.get_connection(timeout=2)
     except TimeoutError:
         return "3 TimeoutErrors: the first two have used up the permit"
     return None
@@ -350,8 +363,8 @@ def timeouts_are_kept(solution: Any) -> str | None:
 
 @stretch(
     "one returned connection serves one waiting caller; the other continues to wait",
-    called="max_connections=1, c is checked out; threads 1 and 2 call get_connection(timeout=0.1), "
-    "thread 3 release_connection(c)",
+    called="max_connections=1, c is checked out; threads 1 and 2 call "
+    "get_connection(timeout=0.01), thread 3 release_connection(c)",
     expected="one thread gets c, the other a TimeoutError",
     needs=(
         never_too_many,
@@ -364,7 +377,7 @@ def serves_one_caller(solution: Any) -> str | None:
         create = Factory()
         pool = solution.RetryPool(create, is_healthy, max_connections=1)
         first = pool.get_connection()
-        get = partial(pool.get_connection, timeout=0.1)
+        get = partial(pool.get_connection, timeout=0.01)
         one, other, _ = run(
             get, get, partial(pool.release_connection, first), expected=TimeoutError
         )
@@ -411,7 +424,8 @@ def pool_of_two(solution: Any) -> tuple[Any, list[Callable[[], None]]]:
 @stretch(
     "the timeout limits the whole wait, however often the thread is woken",
     called="max_connections=1, c is checked out; thread 1 calls get_connection(timeout=1); after "
-    "0.6 s, thread 2 calls release_connection(c) and at once get_connection()",
+    "0.6 s, thread 2 calls release_connection(c) and at once get_connection(), and time.time() is "
+    "set back by a minute",
     expected="thread 1 gets c, or a TimeoutError after 1 s",
     needs=(waits_for_one, timeout_uses_no_permit),
 )
@@ -428,6 +442,7 @@ def timeout_is_total(solution: Any) -> str | None:
 
     def return_and_take_again() -> None:
         time.sleep(0.6)
+        set_wall_clock_back(solution, 60)
         pool.release_connection(first)
         with contextlib.suppress(TimeoutError):
             pool.get_connection(timeout=0.01)

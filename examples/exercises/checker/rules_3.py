@@ -105,13 +105,13 @@ def is_response_time(value: object) -> bool:
 
 @rule(
     "if the models don't come, the API is down, and no error is raised",
-    called="check_health(), four times; the API responds with 503, drops the connection, sends a "
-    "truncated response, does not respond",
+    called="check_health(), six times; the API responds with 401, 429, 503, drops the connection, "
+    "sends a truncated response, does not respond",
     expected='"api_status": "down", "response_time": None',
     needs=(up_with_response_time,),
 )
 def down_without_an_error(solution: Any) -> str | None:
-    for fault in ("503", "drop", "badjson", "timeout"):
+    for fault in ("401", "429", "503", "drop", "badjson", "timeout"):
         timeout = 0.1 if fault == "timeout" else 4.0
         with client_under(solution, fault, timeout) as (_, client):
             health = solution.HealthMonitor(client).check_health()

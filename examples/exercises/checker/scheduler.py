@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from sys import settrace
 from types import FrameType
 from typing import Any
 
@@ -97,7 +98,7 @@ class Scheduler:
             thread.outcome = thread.action()
         except BaseException as error:
             thread.outcome = error
-        sys.settrace(None)
+        settrace(None)
         self._log(f"{thread.name} ran to its end")
         self._unfinished.remove(thread)
         if not self._unfinished:
