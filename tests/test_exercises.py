@@ -347,13 +347,13 @@ STUBBORN = {
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[judge.Verdict]]:
-    """The verdicts of exercise 4 on each stubborn file; a rule has a second."""
+    """The verdicts of exercise 4 on each stubborn file; a rule has two seconds."""
     folder = tmp_path_factory.mktemp("stubborn")
 
     def verdicts(name: str) -> list[judge.Verdict]:
         path = folder / f"{name.replace(' ', '_')}.py"
         path.write_text(STUBBORN[name], "utf-8")
-        return list(child.verdicts(4, path, seconds_per_rule=1.0))
+        return list(child.verdicts(4, path, seconds_per_rule=2.0))
 
     with ThreadPoolExecutor(3) as pool:
         return dict(zip(STUBBORN, pool.map(verdicts, STUBBORN), strict=True))
@@ -365,13 +365,13 @@ class TestStubbornFiles:
     @pytest.mark.parametrize(
         ("name", "position", "actual"),
         [
-            ("loop", 1, "it did not return within 1 s: it was at line {}: `{}`"),
+            ("loop", 1, "it did not return within 2 s: it was at line {}: `{}`"),
             (
                 "loop in C",
                 1,
-                "it did not return within 1 s: it was at line 2: `sum(range(10**12))`",
+                "it did not return within 2 s: it was at line 2: `sum(range(10**12))`",
             ),
-            ("no watchdog", 0, "it did not return within 1 s"),
+            ("no watchdog", 0, "it did not return within 2 s"),
             ("exit", 1, "your code ended the process"),
             ("changed rules", 1, "your code has changed examples.exercises.checker.rules_4."),
             ("changed helper", 1, "your code has changed lib.retry.Retrier.call, which"),

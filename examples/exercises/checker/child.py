@@ -22,6 +22,7 @@ from examples.exercises.checker.judge import Verdict, rules_of
 from examples.exercises.checker.load import ROOT, is_the_learners
 
 JUDGE = "from examples.exercises.checker.judge import main; main()"
+SECONDS_TO_START = 60.0
 SECONDS_PER_RULE = 8.0  # a rule takes a fraction of a second
 
 
@@ -78,7 +79,10 @@ def _send(line: str, process: subprocess.Popen[str]) -> None:
 
 
 def _lines(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
-    """Yield what the process writes, and at last "Timeout" if it is silent for so long."""
+    """Yield what the process writes, and at last "Timeout" if it is silent for so long.
+
+    Its first line says that it is ready: no code of the learner runs before.
+    """
     lines = queue.Queue[str]()
     assert process.stdout
     output = process.stdout
@@ -91,7 +95,8 @@ def _lines(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        yield from iter(functools.partial(lines.get, timeout=seconds), "")
+        if lines.get(timeout=SECONDS_TO_START):
+            yield from iter(functools.partial(lines.get, timeout=seconds), "")
     except queue.Empty:
         yield "Timeout"
 

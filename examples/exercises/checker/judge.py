@@ -133,6 +133,8 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.stdout = sys.stderr = output = Output()
     sys.settrace = no_settrace
+    rules_of(number)  # imports lib, which is slow, before the time runs
+    print(file=report, flush=True)
     faulthandler.dump_traceback_later(seconds, exit=True, file=report)
     for verdict in judge(number, path):
         faulthandler.dump_traceback_later(seconds, exit=True, file=report)
