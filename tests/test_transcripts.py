@@ -19,7 +19,7 @@ TIMELINES = {
     ],
     "asyncio_client": [(0.0, 0.0, "200"), (0.5, 0.0, "200"), (1.0, 0.0, "200")],
     "failure_scenarios/streaming_retries_before_the_first_piece": [
-        (0.0, 0.0, "drop"), (0.0, 0.0, "drop"), (0.2, 0.0, "200"), (0.2, 0.0, "200"),
+        (0.0, 0.0, "drop"), (0.0, 0.0, "drop"), (0.1, 0.0, "200"), (0.1, 0.0, "200"),
     ],
     "failover": [
         (0.0, 0.0, "503  mistral-large-latest"),
