@@ -194,6 +194,10 @@ class TestCommand:
         [
             ("print('Hello!')", "sent no request .* OPENAI_BASE_URL .* It ended without an error"),
             ("import sys; sys.exit('no key')", "sent no request .* exit code 1: no key"),
+            (
+                "import sys; sys.exit('KeyError: x\\nv20')",
+                "sent no request .* exit code 1: KeyError: x",
+            ),
             (client_program().replace("print", "str"), f'did not print .* "{ANSWER}"'),
             (client_program() + "import time; time.sleep(60)", "It was still running"),
             ("while True: print('x' * 1000)", "sent no request .* It was still running"),

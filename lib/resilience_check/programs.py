@@ -79,8 +79,13 @@ class Process:
         output, messages = self._output.text(), self._messages.text()
         if running or code == 0:
             return Ending(output, messages, running=running)
-        last_line = (messages.strip() or output.strip()).rpartition("\n")[2]
-        return Ending(output, messages, f"exit code {code}: {last_line}")
+        return Ending(output, messages, f"exit code {code}: {_error_line(messages or output)}")
+
+
+def _error_line(text: str) -> str:
+    """Return the last line that names an error, or the last line."""
+    lines = text.strip().splitlines() or [""]
+    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])
 
 
 class _Reader(threading.Thread):
