@@ -135,6 +135,17 @@ class TestRunOne:
         assert "write FAULTS=503 and ARGS=--trace" in done.stderr
         assert project.calls == []
 
+    def test_your_own_program_is_checked(self, project: Project) -> None:
+        done = project.make("check-program", "CMD=python 'my app.py'", "ARGS=--patience 9")
+        assert done.returncode == 0
+        assert project.calls == ["-m lib.resilience_check --patience 9 -- python my app.py"]
+
+    def test_a_program_must_be_named(self, project: Project) -> None:
+        done = project.make("check-program")
+        assert done.returncode != 0
+        assert "Name your program: make check-program CMD='python app.py'" in done.stderr
+        assert project.calls == []
+
     def test_failing_script_fails_its_command(self, project: Project) -> None:
         assert project.make("run-04", fail_on="*04_*").returncode != 0
 
