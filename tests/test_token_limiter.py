@@ -10,8 +10,9 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -59,6 +60,10 @@ def rejects(limiter: TokenLimiter, tokens: int) -> bool:
     except TokenLimitTimeoutError:
         return True
     return False
+
+
+def pause_for_next(limiter: TokenLimiter, seconds: Iterator[float]) -> None:
+    limiter.pause(next(seconds))
 
 
 class TestLedger:
@@ -355,6 +360,7 @@ class TestSharing:
         def reserve_and_settle() -> None:
             for _ in range(5):
                 limiter.reserve(1).settle(2)
+                assert limiter.available < 1000
 
         run_in_threads(8, reserve_and_settle, interleaved=True)
         assert limiter.available == 1000 - 80
@@ -384,6 +390,15 @@ class TestSharing:
             clock.now += 60
             run_in_threads(2, lambda: limiter.observe(limits), interleaved=True)
             assert limiter.available == 30
+
+    def test_pauses(self, clock: FakeClock) -> None:
+        limiter = TokenLimiter(100)
+        for _ in range(40):
+            clock.now += 100
+            pauses = iter([2.0, 10.0])
+            run_in_threads(2, partial(pause_for_next, limiter, pauses), interleaved=True)
+            clock.now += 9
+            assert rejects(limiter, 1)
 
 
 class TestEstimate:
