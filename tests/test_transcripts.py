@@ -54,7 +54,7 @@ def test_trace_shows_when_each_request_arrived(name: str, commands: Commands) ->
     lines = commands(name).outcome.err.partition(heading)[2].splitlines()
     assert [line.rpartition("| ")[2] for line in lines] == [outcome for *_, outcome in expected]
     for line, (seconds, *_) in zip(lines, expected, strict=True):
-        assert -0.1 <= float(line.partition(" s ")[0]) - seconds <= 0.5  # a busy machine is late
+        assert -0.1 <= float(line.partition(" s ")[0]) - seconds <= 0.6  # a busy machine is late
 
 
 @pytest.mark.parametrize("picture", PICTURES)
