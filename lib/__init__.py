@@ -2,10 +2,11 @@
 """Robust error handling for an LLM HTTP API, one technique per file.
 
 Start with ``errors.py`` (what can go wrong) and ``client.py`` (one chat call). Below the client
-are ``transport.py``, ``total_timeout.py`` and ``event_stream.py``. Then read
-one helper per technique: ``retry.py``, ``rate_limiter.py``, ``token_limiter.py``,
-``circuit_breaker.py``, ``fallback.py``, ``error_logger.py``. You can copy each of these six
-alone. ``resilient_client.py`` combines all but the fallback. README.md has recipes.
+are ``completion.py`` (what a response holds), ``event_stream.py``, ``transport.py`` and
+``total_timeout.py``. Then read one helper per technique: ``retry.py``, ``rate_limiter.py``,
+``circuit_breaker.py``, ``fallback.py``, ``error_logger.py``. You can copy each of these five
+alone, and ``token_limiter.py`` with ``rate_limiter.py``. ``pipeline.py`` combines all but the
+fallback, and ``resilient_client.py`` puts the client into it. README.md shows how.
 """
 
 import sys

@@ -5,29 +5,36 @@
         print(client.chat([{"role": "user", "content": "Hello!"}]).content)
 
 A call returns a completion or raises one of the errors in ``errors.py``, since the client
-checks what you send and what comes back. It does not retry, pace or fall back; the other
-files do that. Needs ``requests``, and ``errors.py``, ``transport.py``, ``total_timeout.py`` and
-``event_stream.py`` beside it.
-
-A response is read for what is in it: what the server left out, or wrote in another way than
-Mistral does, is left empty, since you have paid for the rest. Only what holds no answer at
-all is an error. So are errors that a server reports inside a 200.
+checks what you send, and ``completion.py`` what comes back. The client does not retry, pace or
+fall back; the other files do that. Needs ``requests``, and beside it ``errors.py``,
+``completion.py``, ``event_stream.py``, ``transport.py`` and ``total_timeout.py``.
 """
 
 from __future__ import annotations
 
-import codecs
 import copy
 import itertools
 import json
-import re
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import requests
 
+from .completion import (
+    ChatCompletion,
+    Fields,
+    Limits,
+    StreamedAnswer,
+    Usage,
+    model_names,
+    parse_body,
+    parse_event,
+    read_completion,
+    read_limits,
+    reported_error,
+)
 from .errors import (
     APIConnectionError,
     APIResponseValidationError,
@@ -41,58 +48,15 @@ from .event_stream import Event, EventStream
 from .total_timeout import Deadline, total_timeout
 from .transport import MAX_RESPONSE_BYTES, Response, Transport
 
-T = TypeVar("T")
-Fields = dict[str, Any]  # a JSON object
-NOTHING: Fields = {}  # what a field that is missing counts as
-NO_ITEMS: list[Any] = []
+__all__ = [
+    "DEFAULT_BASE_URL", "MAX_TIMEOUT",
+    "ChatCompletion", "ChatStream", "Limits", "MistralClient", "Usage",
+]  # fmt: skip
 
 DEFAULT_BASE_URL = "https://api.mistral.ai/v1"
 MAX_TIMEOUT = 86400.0  # seconds; operating systems reject much longer timeouts
 ROLES = ("system", "user", "assistant", "tool")
 CLOSED = "the stream was closed before its end"
-MAX_JSON_VALUES = 200_000  # arrays and objects; each needs up to 250 bytes, four numbers as much
-INSTEAD_OF_JSON = {"": "empty", "<": "an HTML page, not JSON"}  # by the first character
-TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
-
-
-@dataclass(frozen=True)
-class Usage:
-    """The tokens that a call used."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The account's rate limits and what is left of them, from a response's headers.
-
-    A number that the server did not send is None.
-    """
-
-    requests_per_minute: int | None = None
-    remaining_requests: int | None = None
-    tokens_per_minute: int | None = None
-    remaining_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class ChatCompletion:
-    """The response to a chat call. What the server left out is "", empty or None.
-
-    ``content`` is the answer's text, without the thoughts of a reasoning model.
-    ``finish_reason`` says why the model stopped: "stop", "length" (the answer is cut off),
-    "tool_calls", "content_filter"... ``tool_calls`` are the functions that the model wants
-    you to call, as the API sends them. ``usage`` is None if the server did not report it.
-    """
-
-    content: str
-    model: str
-    finish_reason: str
-    usage: Usage | None
-    limits: Limits = Limits()
-    tool_calls: tuple[Fields, ...] = field(default=(), hash=False)
 
 
 @dataclass(frozen=True)
@@ -174,7 +138,7 @@ class MistralClient:
         if parameters.get("stream"):
             raise InvalidRequestError("chat() returns whole responses: call stream() for pieces")
         payload = _payload(messages, model, max_tokens, parameters)
-        return self._request("POST", "/chat/completions", payload, _completion)
+        return read_completion(*self._request("POST", "/chat/completions", payload))
 
     def stream(
         self,
@@ -202,7 +166,8 @@ class MistralClient:
         It is the usual health check, but a weak one: it succeeds even if the account's
         budget is used up and every chat fails with a 402.
         """
-        return self._request("GET", "/models", None, _model_names)
+        fields, _ = self._request("GET", "/models", None)
+        return model_names(fields)
 
     def close(self) -> None:
         """Close the connections, unless they belong to another client or your own session."""
@@ -218,15 +183,14 @@ class MistralClient:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self._transport.base_url!r})"
 
-    def _request(
-        self, method: str, path: str, payload: bytes | None, read: Callable[[Fields, Limits], T]
-    ) -> T:
-        """Send a request and return what ``read`` finds in its response."""
+    def _request(self, method: str, path: str, payload: bytes | None) -> tuple[Fields, Limits]:
         timeout, deadline = self._options.timeout, total_timeout(self._options.total_timeout)
         with self._transport.send(method, path, payload, timeout, deadline) as response:
-            content = _parse_json(response.read())
-            _raise_reported_error(content, response)
-            return read(content, _limits(response.headers))
+            body = response.read()
+            _check_size(len(body))
+            fields = parse_body(body)
+            _raise_reported_error(fields, response)
+            return fields, read_limits(response.headers)
 
 
 class ChatStream(Iterator[str]):
@@ -240,18 +204,29 @@ class ChatStream(Iterator[str]):
     """
 
     def __init__(self, transport: Transport, payload: bytes, options: _Options) -> None:
-        self.finish_reason = ""
-        self.tool_calls: list[Fields] = []
-        self.usage: Usage | None = None
         self.limits = Limits()
+        self._answer = StreamedAnswer()
         self._pieces = self._read(transport, payload, options)
         self._received: list[str] = []
-        self._tool_calls: dict[int, Fields] = {}  # the last one of each index
-        self._size = 0  # characters
         self._is_whole = False
         self._is_closed = False
         self._deadline: Deadline | None = None
         self._reading = threading.Lock()
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the model stopped: "" if the server has not said so."""
+        return self._answer.finish_reason
+
+    @property
+    def tool_calls(self) -> list[Fields]:
+        """The functions that the model wants you to call."""
+        return self._answer.tool_calls
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens that the call used: None if the server has not reported them."""
+        return self._answer.usage
 
     def __next__(self) -> str:
         with self._reading:
@@ -293,62 +268,36 @@ class ChatStream(Iterator[str]):
             with transport.send(
                 "POST", "/chat/completions", payload, options.timeout, deadline
             ) as response:
-                self.limits = _limits(response.headers)
+                self.limits = read_limits(response.headers)
                 for piece in filter(None, self._texts(response)):
                     self._received.append(piece)
                     yield piece
         except MistralError as error:
             if isinstance(error, APIStatusError) or not self.finish_reason:
-                if not self._received and not self._is_closed:
-                    raise
-                message = CLOSED if self._is_closed else str(error)
-                raise APIStreamBrokenError(message, "".join(self._received)) from error
+                if self._is_closed:
+                    return
+                if self._received:
+                    raise APIStreamBrokenError(str(error), "".join(self._received)) from error
+                raise
         self._is_whole = True
 
     def _texts(self, response: Response) -> Iterator[str]:
-        """Yield the text of each event, as well-formed Unicode: "" for an event without text."""
-        decoder = codecs.getincrementaldecoder("utf-16-le")("replace")  # joins surrogate pairs
+        """Yield the text of each event: "" for an event without text."""
         chunks = response.chunks()
         for event in _events(chunks, response.headers.get("Content-Type", "no content type")):
             if event.data.strip() == "[DONE]":
                 response.drain(chunks)
                 break
-            fields = _event_fields(event)
-            yield decoder.decode(self._take(fields).encode("utf-16-le", "surrogatepass"))
+            fields = parse_event(event)
+            yield self._answer.add(fields)
             _raise_reported_error(fields, response)
-            if self._size > MAX_RESPONSE_BYTES:
-                raise _too_long()
+            _check_size(self._answer.size)
         else:
             if not self.finish_reason:
                 raise APIConnectionError(
                     "the stream ended without a finish reason or its end mark, [DONE]"
                 )
-        yield decoder.decode(b"", final=True)
-
-    def _take(self, event: Fields) -> str:
-        """Store what an event says about the whole answer; return its text."""
-        choice = _choice(event)
-        delta = _at(choice, "delta", _at(choice, "message", NOTHING))
-        text = _content_text(delta.get("content"))
-        for piece in _objects(delta, "tool_calls"):
-            self._add_to_tool_call(_at(piece, "index", 0), piece)
-        self.finish_reason = _at(choice, "finish_reason", "") or self.finish_reason
-        self.usage = _usage(event) or self.usage
-        self._size += len(text)
-        return text
-
-    def _add_to_tool_call(self, index: int, piece: Fields) -> None:
-        """Add a piece to the call with this index, or begin a call if the piece has a new ID."""
-        call = self._tool_calls.get(index, {})
-        if not call or _at(piece, "id", "") not in ("", call["id"]):
-            function = {"name": "", "arguments": ""}
-            call = {"id": _at(piece, "id", ""), "type": "function", "function": function}
-            self._tool_calls[index] = call
-            self.tool_calls.append(call)
-        function, more = call["function"], _at(piece, "function", NOTHING)
-        function["name"] = function["name"] or _at(more, "name", "")
-        function["arguments"] += _at(more, "arguments", "")
-        self._size += len(_at(more, "arguments", ""))
+        yield self._answer.end()
 
 
 def _check_timeout(timeout: float | tuple[float, float]) -> tuple[float, float]:
@@ -417,8 +366,7 @@ def _events(chunks: Iterator[bytes], content_type: str) -> Iterator[Event]:
             yield event
         if found:
             body.clear()
-        if max(stream.size, len(body)) > MAX_RESPONSE_BYTES:
-            raise _too_long()
+        _check_size(max(stream.size, len(body)))
     text = body.decode("utf-8-sig", "replace").strip()
     if text.startswith("{"):
         yield Event(text)
@@ -426,122 +374,13 @@ def _events(chunks: Iterator[bytes], content_type: str) -> Iterator[Event]:
         raise APIResponseValidationError(f"expected an event stream, got {content_type}")
 
 
-def _event_fields(event: Event) -> Fields:
-    """Return the JSON object in an event. One without text, such as a ping, need not hold one."""
-    try:
-        content = _loads(event.data)
-    except (ValueError, RecursionError) as error:
-        if event.name in ("", "message") and event.data.strip():
-            raise APIResponseValidationError("an event is truncated or not JSON") from error
-        content = event.data
-    fields = {"error": content} if event.name == "error" else content
-    return fields if isinstance(fields, dict) else {}
+def _check_size(size: int) -> None:
+    if size > MAX_RESPONSE_BYTES:
+        raise APIResponseValidationError(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
 
 
-def _parse_json(content: bytes) -> Fields:
-    """Parse a 2xx body; raise APIResponseValidationError saying what came instead of JSON."""
-    if len(content) > MAX_RESPONSE_BYTES:
-        raise _too_long()
-    text = content.decode("utf-8-sig", "replace").strip()
-    try:
-        fields = _loads(text)
-    except (ValueError, RecursionError) as error:
-        what = INSTEAD_OF_JSON.get(text[:1], "truncated or not JSON")
-        raise APIResponseValidationError(f"the response is {what}") from error
-    return fields if isinstance(fields, dict) else {}
-
-
-def _loads(text: str) -> Any:
-    """Parse JSON, unless its values would need much more memory than their text."""
-    if text.count("{") + text.count("[") + text.count(",") / 4 > MAX_JSON_VALUES:
-        raise APIResponseValidationError(
-            f"the response holds more than {MAX_JSON_VALUES} arrays and objects"
-        )
-    return json.loads(text)
-
-
-def _too_long() -> APIResponseValidationError:
-    return APIResponseValidationError(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
-
-
-def _raise_reported_error(content: Fields, response: Response) -> None:
+def _raise_reported_error(fields: Fields, response: Response) -> None:
     """Raise the error that the server reports inside a 200, with its own message."""
-    for place in (content, _choice(content)):
-        says_error = "error" in (place.get("object"), place.get("finish_reason"))
-        if says_error or any(map(place.get, ("error", "errors"))):
-            report = {"title": "the model stopped because of an error", **place}
-            raise error_from_response(500, response.headers, response.redact(json.dumps(report)))
-
-
-def _limits(headers: Mapping[str, str]) -> Limits:
-    def number(name: str) -> int | None:
-        text = headers.get(f"x-ratelimit-{name}-minute", "")
-        return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
-
-    return Limits(
-        requests_per_minute=number("limit-req"),
-        remaining_requests=number("remaining-req"),
-        tokens_per_minute=number("limit-tokens"),
-        remaining_tokens=number("remaining-tokens"),
-    )
-
-
-def _model_names(content: Fields, _limits: Limits) -> list[str]:
-    names = [_at(model, "id", "") for model in _at(content, "data", [None])]
-    if not all(names):
-        raise APIResponseValidationError("the response is not a list of models")
-    return names
-
-
-def _completion(content: Fields, limits: Limits) -> ChatCompletion:
-    """Return the chat completion in a 2xx body."""
-    choice = _choice(content)
-    message = _at(choice, "message", NOTHING)
-    finish_reason = _at(choice, "finish_reason", "")
-    if not message and not finish_reason:
-        raise APIResponseValidationError("the response is JSON, but not a chat completion")
-    text = _content_text(message.get("content"))
-    return ChatCompletion(
-        content=text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"),
-        model=_at(content, "model", ""),
-        finish_reason=finish_reason,
-        usage=_usage(content),
-        limits=limits,
-        tool_calls=tuple(_objects(message, "tool_calls")),
-    )
-
-
-def _at(content: Any, name: str, default: T) -> T:
-    """Return a field of a JSON object, or the default if there is none of the default's type."""
-    value = content.get(name) if isinstance(content, dict) else None
-    return value if isinstance(value, type(default)) else default
-
-
-def _choice(content: Fields) -> Fields:
-    """Return the choice with the index 0, or without any, of a completion or an event."""
-    return next((each for each in _objects(content, "choices") if not each.get("index")), {})
-
-
-def _objects(content: Fields, name: str) -> list[Fields]:
-    """Return the objects in a field that is a list."""
-    return [each for each in _at(content, name, NO_ITEMS) if isinstance(each, dict)]
-
-
-def _usage(content: Fields) -> Usage | None:
-    """Return the tokens of a call. One number that is missing follows from the other two."""
-    fields = _at(content, "usage", NOTHING)
-    known = {name: int(fields[name]) for name in TOKENS if _is_count(fields.get(name))}
-    total = known.get("total_tokens", sum(known.values()))
-    rest = max(0, total - sum(known.get(name, 0) for name in TOKENS[:2]))
-    prompt, completion = (known.get(name, rest) for name in TOKENS[:2])
-    return Usage(prompt, completion, total) if len(known) >= 2 else None
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e15
-
-
-def _content_text(content: Any) -> str:
-    """Return a string, or a reasoning model's list of chunks, as text; "" for anything else."""
-    chunks = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    return "".join(_at(chunk, "text", "") for chunk in chunks if _at(chunk, "type", "") == "text")
+    report = reported_error(fields)
+    if report:
+        raise error_from_response(500, response.headers, response.redact(json.dumps(report)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from support import ROOT, run
@@ -22,6 +23,17 @@ for name in sys.argv[2:]:
         print(name, "ok" if attempted and not failed else "failed")
         sys.path.remove(folder)
         del sys.modules[name]
+"""
+
+COPY_WHAT_THE_PAGE_LISTS = """
+import importlib, pathlib, shutil, sys
+package = pathlib.Path("yourapp/llm")
+package.mkdir(parents=True)
+for name in sys.argv[2:]:
+    shutil.copy(f"{sys.argv[1]}/{name}", package)
+sys.path.insert(0, ".")
+for name in sys.argv[2:]:
+    importlib.import_module("yourapp.llm." + name.removesuffix(".py"))
 """
 
 RUN_DOCTESTS_OF_TWO_IN_A_PACKAGE = """
@@ -75,6 +87,15 @@ def test_token_limiter_needs_the_rate_limiter_beside_it(tmp_path: Path) -> None:
     only_python = ("-I", "-S", "-W", "error")
     outcome = run(*only_python, "-c", RUN_DOCTESTS_OF_TWO_IN_A_PACKAGE, str(LIB), cwd=tmp_path)
     assert outcome[:2] == (0, "TestResults(failed=0, attempted=6)\n"), outcome.err
+
+
+def test_the_list_of_what_to_copy_is_complete(tmp_path: Path) -> None:
+    page = (LIB / "README.md").read_text("utf-8")
+    tree = page.partition("yourapp/\n")[2].partition("```")[0]
+    files = re.findall(r"\w+\.py", tree)
+    assert {"__init__.py", "client.py", "resilient_client.py"} <= set(files)
+    command = ("-I", "-W", "error", "-c", COPY_WHAT_THE_PAGE_LISTS, str(LIB), *files)
+    assert run(*command, cwd=tmp_path) == (0, "", "")
 
 
 def test_lib_works_under_another_name(tmp_path: Path) -> None:
