@@ -30,11 +30,11 @@ class RightClient:
     """Ask once more after a transient failure, wait as long as asked, and believe nothing."""
 
     attempts = 3
-    base_delay = 0.3
+    base_delay = 0.6
     max_retry_after = 60.0
     retryable = frozenset({429, 500, 502, 503, 504})
-    read_timeout = 0.5
-    total = 1.2  # seconds of one attempt
+    read_timeout = 1.0
+    total = 1.8  # seconds of one attempt
 
     def __init__(self, *, stream: bool = False) -> None:
         self.stream = stream
@@ -199,7 +199,7 @@ class HasNoJitter(RightClient):
 
 class TriesFiveTimes(RightClient):
     attempts = 5
-    base_delay = 0.1
+    base_delay = 0.15
 
 
 class NeverGivesUp(RightClient):

@@ -62,7 +62,7 @@ def ask_ours(base_url: str, key: str, *, stream: bool, scale: float) -> str:
         return check_answer(resilient.chat(HELLO)).content
 
 
-PATIENCE = 30.0 if SOAK else 4.0  # seconds; 30 is the default
+PATIENCE = 30.0 if SOAK else 5.0  # seconds; 30 is the default
 OURS = {
     "ours": partial(ask_ours, stream=False, scale=PATIENCE / 30),
     "ours, streamed": partial(ask_ours, stream=True, scale=PATIENCE / 30),
@@ -85,7 +85,7 @@ def jobs() -> Iterator[Jobs]:
     ]  # those in the middle share their runs
 
     def verdicts(name: str, rules: Sequence[Rule]) -> list[Verdict]:
-        return check(clients[name], rules=rules, patience=PATIENCE if name in OURS else 4.0)
+        return check(clients[name], rules=rules, patience=PATIENCE if name in OURS else 5.0)
 
     work = [(name, rules) for name in (clients if SOAK else RIGHT) for rules in all_rules]
     if not SOAK:
