@@ -12,12 +12,11 @@ more than the limit.
     limiter = SharedRateLimiter(client, "mistral", max_requests_per_minute=600)
     limiter.acquire()
 
-Copy this file with rate_limiter.py. It imports no Redis library: you pass a client of the
-package redis (4.6 to 8) or valkey (6). The server must be Redis 6 or newer, or Valkey.
+Copy this file with redis_script.py and rate_limiter.py. It imports no Redis library: you pass
+a client of the package redis (4.6 to 8) or valkey (6). The server must be Redis 6 or newer, or
+Valkey.
 
-Each start needs one round trip to Redis. A script, which Redis runs as one atomic step, books
-the next free slot. It reads the clock of the Redis server, so a worker whose own clock is
-wrong does no harm.
+Each start needs one round trip to Redis: a script books the next free slot.
 
 After the generic cell rate algorithm (GCRA) of ITU-T I.371, which stores only the time of the
 next free slot. Brandur Leach's redis-cell keeps it in Redis
@@ -27,48 +26,41 @@ next free slot. Brandur Leach's redis-cell keeps it in Redis
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
 import math
 import random
-import threading
 import time
 from typing import Any
 
 from .rate_limiter import PACE, OnWait, RateLimiter, RateLimitTimeoutError
+from .redis_script import RedisAccessError, RedisScript, without_blocking
 
-_logger = logging.getLogger(__name__)
+__all__ = ["RateLimitTimeoutError", "RedisAccessError", "SharedRateLimiter"]
 
-RETRY_REDIS_AFTER = 1.0  # seconds without Redis until one caller tries it again
-MAX_SOCKET_TIMEOUT = 5.0  # seconds
 FOREVER = 2**53  # microseconds; above that, Lua's numbers are not exact
 
-# All times are in microseconds. The key holds the time of the next free slot, and expires then.
+# All times are in microseconds. The key holds the time of the next free slot, the time of the
+# last step, and the limit. If the clock steps back, the slot goes back with it.
 BOOK_SLOT = """
-local delay, interval, max_wait = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local limit, delay = ARGV[1], tonumber(ARGV[2])
+local interval, max_wait = tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local slot = math.max(now + delay, tonumber(redis.call('GET', KEYS[1]) or 0))
-if slot - now > max_wait then
-    return -1
+local is_text = redis.call('TYPE', KEYS[1]).ok == 'string'
+local value = is_text and redis.call('GET', KEYS[1]) or ''
+local next_slot, last_step, other = string.match(value, '^(%d+) (%d+) ([%d.e+-]+)$')
+local stepped_back = math.max(0, (tonumber(last_step) or 0) - now)
+next_slot = (tonumber(next_slot) or 0) - stepped_back
+local slot = math.max(now + delay, next_slot)
+local wait = slot - now
+if wait <= max_wait then
+    next_slot = slot + interval
+else
+    wait = -1
 end
-local next_slot = slot + interval
-redis.call('SET', KEYS[1], next_slot, 'PX', math.floor((next_slot - now) / 1000) + 1)
-return slot - now
+redis.call('SET', KEYS[1], string.format('%.0f %.0f %s', next_slot, now, limit),
+    'PX', math.floor((next_slot - now) / 1000) + 1)
+return {wait, other and other ~= limit and other or ''}
 """
-
-# Exceptions of redis and valkey for a rejected login or command, by name because neither library
-# is imported here.
-ACCESS_ERRORS = {"AuthenticationError", "AuthorizationError", "NoPermissionError"}
-
-
-class RedisAccessError(RuntimeError):
-    """Redis rejects the client's password, or its user lacks a permission.
-
-    It is not retryable, and says nothing about the service that the limit is for.
-    """
-
-    retryable = False
 
 
 class SharedRateLimiter:
@@ -101,24 +93,17 @@ class SharedRateLimiter:
         max_requests_per_minute: float,
         local_share: float = 0.1,
     ) -> None:
-        _check_client(redis_client)
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"name must be a non-empty string, got {name!r}")
-        if type(local_share) not in (int, float) or not 0 < local_share <= 1:
-            raise ValueError(f"local_share must be a number > 0 and <= 1, got {local_share!r}")
+        self._redis = RedisScript(
+            redis_client, BOOK_SLOT, "rate-limit", name,
+            local_share=local_share, on_lost=self._start_locally,
+        )  # fmt: skip
         # The callers of this process. Redis makes the pace, so the line is a bit faster.
         self._line = RateLimiter(max_requests_per_minute)
         self._line.max_requests_per_minute /= PACE
-        self.name = name
         self.max_requests_per_minute = max_requests_per_minute
-        self.local_share = local_share
         self._interval = 60.0 / (max_requests_per_minute * PACE)
-        self._keys = [f"rate-limit:{name}"]
-        self._script = redis_client.register_script(BOOK_SLOT)
-        self._is_local = False
-        self._try_redis_at = -math.inf  # on the monotonic clock, like the next one
-        self._next_local_slot = -math.inf
-        self._lock = threading.Lock()
+        self._local_interval = self._interval / local_share
+        self._next_local_slot = -math.inf  # on the monotonic clock
 
     def acquire(self, timeout: float | None = None, *, on_wait: OnWait = None) -> float:
         """Wait for a free slot and take it. Return the seconds waited.
@@ -155,15 +140,15 @@ class SharedRateLimiter:
     def pause(self, seconds: float) -> None:
         """Block the new starts of all processes for ``seconds``; booked slots are kept.
 
-        Call it with the Retry-After of a 429. Without Redis, it blocks only this process. The
-        call to Redis blocks: from async code, use ``asyncio.to_thread``.
+        Call it with the Retry-After of a 429. Without Redis, it blocks only this process. In
+        an event loop, the call to Redis runs in a thread, and ``pause`` returns at once.
         """
         self._line.pause(seconds)
-        self._run_script(delay=seconds, interval=0.0, max_wait=math.inf)
+        without_blocking(lambda: self._run_script(delay=seconds, interval=0.0, max_wait=math.inf))
 
     def __repr__(self) -> str:
-        pace = "local" if self._is_local else "shared"
-        return f"SharedRateLimiter({self.name!r}, {self.max_requests_per_minute:g}, {pace})"
+        pace = "local" if self._redis.is_local else "shared"
+        return f"SharedRateLimiter({self._redis.name!r}, {self.max_requests_per_minute:g}, {pace})"
 
     def _book(self, timeout: float | None, in_line: float) -> float:
         """Book a slot in Redis, or without it. Return the seconds until the slot."""
@@ -175,76 +160,28 @@ class SharedRateLimiter:
             raise RateLimitTimeoutError(f"no request may start within {timeout:g} s")
         return wait
 
+    def _run_script(self, delay: float, interval: float, max_wait: float) -> float | None:
+        """Return the seconds until the slot, < 0 if that is too long, None without Redis."""
+        limit = f"{self.max_requests_per_minute:.12g}"
+        reply = self._redis.run(limit, *map(_microseconds, (delay, interval, max_wait)))
+        return None if reply is None else float(reply[0] / 1e6)
+
     def _book_locally(self, max_wait: float) -> float:
         """Return the seconds until this process's own slot, or -1 if that is too long."""
-        with self._lock:
+        with self._redis.lock:
             now = time.monotonic()
             slot = max(now, self._next_local_slot)
             if slot - now > max_wait:
                 return -1.0
-            self._next_local_slot = slot + self._interval / self.local_share
+            self._next_local_slot = slot + self._local_interval
         return slot - now
 
-    def _run_script(self, delay: float, interval: float, max_wait: float) -> float | None:
-        """Return the seconds until the slot, -1 if that is too long, None without Redis."""
-        with self._lock:
-            if self._is_local:
-                if time.monotonic() < self._try_redis_at:
-                    return None
-                # This caller tries Redis; in the meantime, the others keep the local pace.
-                self._try_redis_at = time.monotonic() + RETRY_REDIS_AFTER
-        try:
-            microseconds = self._script(
-                self._keys, [_microseconds(delay), _microseconds(interval), _microseconds(max_wait)]
-            )
-        except Exception as error:
-            if any(cls.__name__ in ACCESS_ERRORS for cls in type(error).__mro__):
-                raise RedisAccessError(
-                    f"Redis rejects the client of the limit {self.name!r} ({error}): check its "
-                    "username and password, and that it may run EVALSHA, SCRIPT, GET and SET"
-                ) from error
-            self._go_local(error)
-            return None
-        if self._is_local:
-            with self._lock:
-                was_local, self._is_local = self._is_local, False  # the next outage is logged again
-            if was_local:
-                _logger.info("Redis can be used again; the limit %r is shared", self.name)
-        return -1.0 if microseconds < 0 else float(microseconds / 1e6)
-
-    def _go_local(self, error: Exception) -> None:
-        with self._lock:
-            self._try_redis_at = time.monotonic() + RETRY_REDIS_AFTER
-            if self._is_local:
-                return
-            self._is_local = True
-            # Random, because all processes lose Redis at the same moment.
-            first_wait = random.random() * self._interval / self.local_share
-            self._next_local_slot = max(self._next_local_slot, time.monotonic() + first_wait)
-        _logger.warning(
-            "Redis can't be used (%s: %s); until it can, this process paces itself at %g %% of "
-            "the limit %r",
-            type(error).__name__, error, 100 * self.local_share, self.name,
-        )  # fmt: skip
+    def _start_locally(self) -> None:
+        """Wait for a random part of an interval: all processes lose Redis at the same moment."""
+        first_slot = time.monotonic() + random.random() * self._local_interval
+        self._next_local_slot = max(self._next_local_slot, first_slot)
 
 
 def _microseconds(seconds: float) -> int:
     """Round up, so that the rate is never exceeded."""
     return math.ceil(min(seconds * 1e6, FOREVER))
-
-
-def _check_client(redis_client: Any) -> None:
-    pool = getattr(redis_client, "connection_pool", None)
-    if pool is None or inspect.iscoroutinefunction(redis_client.execute_command):
-        raise ValueError(
-            "redis_client must be a redis.Redis or valkey.Valkey (not asyncio, not a cluster), "
-            f"got {type(redis_client)}"
-        )
-    connection = pool.connection_class(**pool.connection_kwargs)  # this does not connect yet
-    timeout, retries = connection.socket_timeout, connection.retry._retries
-    if not 0 < (timeout or math.inf) <= MAX_SOCKET_TIMEOUT or retries:
-        raise ValueError(
-            f"redis_client must have a socket_timeout of at most {MAX_SOCKET_TIMEOUT:g} seconds "
-            f"and no retries, got socket_timeout={timeout} and {retries} retries: create it with "
-            "redis.Redis.from_url(url, socket_timeout=0.5, socket_connect_timeout=0.5)"
-        )

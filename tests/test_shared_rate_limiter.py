@@ -8,19 +8,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from conftest import FakeClock
+from fake_redis import AuthenticationError, FakeRedis
 from lib.circuit_breaker import is_service_failure
 from lib.pipeline import RequestLimiter
 from lib.rate_limiter import RateLimitTimeoutError
 from lib.retry import is_retryable
 from lib.shared_rate_limiter import RedisAccessError, SharedRateLimiter
-from support import run_in_threads
+from support import in_forked_child, run_in_threads
 
 INTERVAL = 1 / 0.985  # seconds between two starts at 60 per minute
 LOCAL_INTERVAL = 10 * INTERVAL
@@ -28,48 +32,28 @@ LOCAL_INTERVAL = 10 * INTERVAL
 Acquire = Callable[..., float]
 
 
-class AuthenticationError(Exception):
-    """As redis and valkey name theirs."""
-
-
-class FakeRedis:
-    """A client, and the script that it registers, in Python; ``error`` is raised by each call."""
+class Slots(FakeRedis):
+    """The script that books slots, in Python."""
 
     def __init__(self, clock: FakeClock, socket_timeout: float | None = 0.5) -> None:
-        self.calls: list[list[int]] = []
-        self.error: Exception | None = None
-        self._clock = clock
-        self._next_slots: dict[str, float] = {}
-        self.connection_pool = SimpleNamespace(
-            connection_class=SimpleNamespace,
-            connection_kwargs={
-                "socket_timeout": socket_timeout,
-                "retry": SimpleNamespace(_retries=0),
-            },
-        )
+        super().__init__(clock, socket_timeout)
+        self.next_slots: dict[str, float] = {}
+        self.limits: dict[str, str] = {}
 
-    def execute_command(self) -> None:
-        raise NotImplementedError
-
-    def register_script(self, script: str) -> Callable[..., int]:
-        return self._book
-
-    def _book(self, keys: list[str], args: list[int]) -> int:
-        self.calls.append(args)
-        if self.error:
-            raise self.error
-        delay, interval, max_wait = args
-        now = self._clock.now * 1e6
-        slot = max(now + delay, self._next_slots.get(keys[0], 0))
-        if slot - now > max_wait:
-            return -1
-        self._next_slots[keys[0]] = slot + interval
-        return int(slot - now)
+    def run_script(self, key: str, *args: Any) -> list[Any]:
+        limit, delay, interval, max_wait = args
+        now, other = self.clock.now * 1e6, self.limits.get(key, limit)
+        self.limits[key] = limit
+        slot = max(now + delay, self.next_slots.get(key, 0))
+        fits = slot - now <= max_wait
+        if fits:
+            self.next_slots[key] = slot + interval
+        return [int(slot - now) if fits else -1, other.encode() if other != limit else b""]
 
 
 @pytest.fixture
-def redis(clock: FakeClock) -> FakeRedis:
-    return FakeRedis(clock)
+def redis(clock: FakeClock) -> Slots:
+    return Slots(clock)
 
 
 @pytest.fixture(params=["acquire", "acquire_async"])
@@ -79,7 +63,7 @@ def acquire(request: pytest.FixtureRequest) -> Acquire:
     return lambda limiter, *args, **named: asyncio.run(limiter.acquire_async(*args, **named))
 
 
-def limiter(redis: FakeRedis, name: str = "api", **settings: Any) -> SharedRateLimiter:
+def limiter(redis: Slots, name: str = "api", **settings: Any) -> SharedRateLimiter:
     return SharedRateLimiter(redis, name, **{"max_requests_per_minute": 60, **settings})
 
 
@@ -89,22 +73,22 @@ def seconds(*values: float) -> Any:
 
 class TestArguments:
     @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf, "60", None, True])
-    def test_a_wrong_rate(self, wrong: Any, redis: FakeRedis) -> None:
+    def test_a_wrong_rate(self, wrong: Any, redis: Slots) -> None:
         with pytest.raises(ValueError, match="max_requests_per_minute must be a number > 0, got"):
             limiter(redis, max_requests_per_minute=wrong)
 
     @pytest.mark.parametrize("wrong", [0, -0.1, 1.1, math.nan, "0.1", None, True])
-    def test_a_wrong_share(self, wrong: Any, redis: FakeRedis) -> None:
+    def test_a_wrong_share(self, wrong: Any, redis: Slots) -> None:
         with pytest.raises(ValueError, match="local_share must be a number > 0 and <= 1, got"):
             limiter(redis, local_share=wrong)
 
     @pytest.mark.parametrize("wrong", ["", None, 1])
-    def test_a_wrong_name(self, wrong: Any, redis: FakeRedis) -> None:
+    def test_a_wrong_name(self, wrong: Any, redis: Slots) -> None:
         with pytest.raises(ValueError, match="name must be a non-empty string, got"):
             limiter(redis, wrong)
 
     @pytest.mark.parametrize("wrong", [-1, math.nan, "1"])
-    def test_a_wrong_timeout_or_pause(self, wrong: Any, redis: FakeRedis) -> None:
+    def test_a_wrong_timeout_or_pause(self, wrong: Any, redis: Slots) -> None:
         with pytest.raises(ValueError, match="timeout must be a number of seconds >= 0, got"):
             limiter(redis).acquire(wrong)
         with pytest.raises(ValueError, match="seconds must be a number of seconds >= 0, got"):
@@ -116,9 +100,9 @@ class TestArguments:
         self, socket_timeout: float | None, clock: FakeClock
     ) -> None:
         with pytest.raises(ValueError, match="redis_client must have a socket_timeout of at most"):
-            limiter(FakeRedis(clock, socket_timeout))
+            limiter(Slots(clock, socket_timeout))
 
-    def test_a_client_that_retries(self, redis: FakeRedis) -> None:
+    def test_a_client_that_retries(self, redis: Slots) -> None:
         redis.connection_pool.connection_kwargs["retry"] = SimpleNamespace(_retries=3)
         with pytest.raises(ValueError, match="and 3 retries: create it with"):
             limiter(redis)
@@ -131,18 +115,18 @@ class TestArguments:
 
 class TestPace:
     def test_starts_are_evenly_spaced_at_one_round_trip_each(
-        self, acquire: Acquire, redis: FakeRedis
+        self, acquire: Acquire, redis: Slots
     ) -> None:
         shared = limiter(redis)
         assert [acquire(shared) for _ in range(4)] == seconds(0, INTERVAL, INTERVAL, INTERVAL)
         assert len(redis.calls) == 4
 
-    def test_limiters_of_one_name_share_their_slots(self, redis: FakeRedis) -> None:
+    def test_limiters_of_one_name_share_their_slots(self, redis: Slots) -> None:
         one, other, unrelated = limiter(redis), limiter(redis), limiter(redis, "other")
         waits = [one.acquire(), other.acquire(), one.acquire(), unrelated.acquire()]
         assert waits == seconds(0, INTERVAL, INTERVAL, 0)
 
-    def test_a_wait_is_told_once(self, acquire: Acquire, redis: FakeRedis) -> None:
+    def test_a_wait_is_told_once(self, acquire: Acquire, redis: Slots) -> None:
         """For the slot, or for the place in line, whichever comes first."""
         shared, told = limiter(redis), list[float]()
         for _ in range(3):
@@ -151,21 +135,21 @@ class TestPace:
         acquire(limiter(redis), on_wait=told.append)
         assert told == pytest.approx([1, 1, 5], abs=0.02)
 
-    def test_it_takes_the_place_of_a_rate_limiter(self, redis: FakeRedis) -> None:
+    def test_it_takes_the_place_of_a_rate_limiter(self, redis: Slots) -> None:
         its_place: RequestLimiter = limiter(redis)
         assert its_place.acquire(timeout=1) == 0
         assert repr(its_place) == "SharedRateLimiter('api', 60, shared)"
 
     @pytest.mark.parametrize("timeout", [0, 0.5, 1.01])
     def test_a_caller_that_cannot_start_in_time_books_nothing(
-        self, acquire: Acquire, timeout: float, redis: FakeRedis
+        self, acquire: Acquire, timeout: float, redis: Slots
     ) -> None:
         limiter(redis).acquire()
         with pytest.raises(RateLimitTimeoutError, match=f"within {timeout:g} s"):
             acquire(limiter(redis), timeout)
         assert limiter(redis).acquire() == pytest.approx(INTERVAL, abs=1e-4)
 
-    def test_time_in_line_counts(self, acquire: Acquire, redis: FakeRedis) -> None:
+    def test_time_in_line_counts(self, acquire: Acquire, redis: Slots) -> None:
         shared = limiter(redis)
         shared.acquire()
         redis_is_paused_for, waits_in_line = 3, 2
@@ -175,17 +159,79 @@ class TestPace:
             acquire(shared, 2.9)
         assert acquire(shared, 3.1) == pytest.approx(1, abs=1e-3)
 
-    def test_a_pause_holds_every_limiter_of_the_name(
-        self, acquire: Acquire, redis: FakeRedis
-    ) -> None:
+    def test_a_pause_holds_every_limiter_of_the_name(self, acquire: Acquire, redis: Slots) -> None:
         limiter(redis).pause(5)
         assert acquire(limiter(redis)) == pytest.approx(5, abs=1e-4)
 
 
-class TestWithoutRedis:
-    def test_each_process_paces_itself_at_its_share(
-        self, acquire: Acquire, redis: FakeRedis
+class TestOneLimitPerName:
+    def test_another_limit_of_the_name_is_told_once(
+        self, acquire: Acquire, redis: Slots, caplog: pytest.LogCaptureFixture
     ) -> None:
+        slow, fast = limiter(redis), limiter(redis, max_requests_per_minute=7.5e9)
+        for shared in (slow, limiter(redis, "another name"), slow, fast, fast, slow, fast, slow):
+            acquire(shared)
+        assert [record.message for record in caplog.records] == [
+            f"The limit 'api' is {mine} per minute in this process and {theirs} in another: give "
+            "all processes that use the name the same limit"
+            for mine, theirs in (("7500000000", "60"), ("60", "7500000000"))
+        ]
+
+    def test_a_pause_is_no_other_limit(
+        self, redis: Slots, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        limiter(redis).acquire()
+        limiter(redis).pause(1)
+        limiter(redis).acquire()
+        assert caplog.records == []
+
+
+class TestEventLoop:
+    def test_a_pause_does_not_wait_for_redis(
+        self, redis: Slots, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loop_goes_on, went_on = threading.Event(), list[bool]()
+
+        def slow(*args: Any) -> list[Any]:
+            went_on.append(loop_goes_on.wait(timeout=5))
+            return [0, b""]
+
+        async def main() -> None:
+            limiter(redis).pause(1)
+            loop_goes_on.set()
+
+        monkeypatch.setattr(redis, "run_script", slow)
+        asyncio.run(main())
+        assert went_on == [True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+class TestFork:
+    def test_the_child_waits_for_no_lock_of_the_parent(
+        self, redis: Slots, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A thread of the parent is about to lose Redis: it holds the lock."""
+        shared = limiter(redis, max_requests_per_minute=6e6)
+        redis.error = ConnectionError("refused")
+        losing, forked = threading.Event(), threading.Event()
+
+        def interrupted() -> float:
+            losing.set()
+            forked.wait(timeout=10)
+            return 0.0
+
+        monkeypatch.setattr("random.random", interrupted)
+        with ThreadPoolExecutor(1) as pool:
+            lost = pool.submit(shared.acquire)
+            assert losing.wait(timeout=10)
+            monkeypatch.setattr("random.random", lambda: 0.0)
+            assert in_forked_child(shared.acquire) >= 0
+            forked.set()
+            lost.result(timeout=10)
+
+
+class TestWithoutRedis:
+    def test_each_process_paces_itself_at_its_share(self, acquire: Acquire, redis: Slots) -> None:
         shared = limiter(redis)
         redis.error = ConnectionError("refused")
         first, *others = [acquire(shared) for _ in range(4)]
@@ -193,15 +239,13 @@ class TestWithoutRedis:
         assert others == seconds(*[LOCAL_INTERVAL] * 3)
         assert repr(shared) == "SharedRateLimiter('api', 60, local)"
 
-    def test_processes_that_lose_redis_together_do_not_start_together(
-        self, redis: FakeRedis
-    ) -> None:
+    def test_processes_that_lose_redis_together_do_not_start_together(self, redis: Slots) -> None:
         redis.error = ConnectionError("refused")
         waits = {limiter(redis).acquire() for _ in range(20)}
         assert len(waits) == 20
         assert INTERVAL < max(waits) < LOCAL_INTERVAL
 
-    def test_a_timeout_holds_and_books_nothing(self, acquire: Acquire, redis: FakeRedis) -> None:
+    def test_a_timeout_holds_and_books_nothing(self, acquire: Acquire, redis: Slots) -> None:
         shared = limiter(redis)
         redis.error = ConnectionError("refused")
         shared.acquire()
@@ -209,7 +253,7 @@ class TestWithoutRedis:
             acquire(shared, 1)
         assert 1 < acquire(shared, 2 * LOCAL_INTERVAL) < LOCAL_INTERVAL + 1e-4
 
-    def test_redis_is_tried_once_per_second(self, clock: FakeClock, redis: FakeRedis) -> None:
+    def test_redis_is_tried_once_per_second(self, clock: FakeClock, redis: Slots) -> None:
         shared = limiter(redis, max_requests_per_minute=6000)
         redis.error = ConnectionError("refused")
         begin = clock.now
@@ -218,7 +262,7 @@ class TestWithoutRedis:
         assert len(redis.calls) == 5
 
     def test_one_caller_tries_redis_and_the_others_go_on(
-        self, clock: FakeClock, redis: FakeRedis
+        self, clock: FakeClock, redis: Slots, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shared = limiter(redis, max_requests_per_minute=600)
         redis.error = ConnectionError("refused")
@@ -226,16 +270,17 @@ class TestWithoutRedis:
         clock.now += 1.1
         meanwhile = list[float]()
 
-        def slow(*args: Any, **settings: Any) -> int:
+        def slow(*args: Any) -> list[Any]:
             meanwhile.append(shared.acquire())
-            return 0
+            return [0, b""]
 
-        shared._script = slow
+        redis.error = None
+        monkeypatch.setattr(redis, "run_script", slow)
         shared.acquire()
         assert len(meanwhile) == 1
 
     def test_it_comes_back_by_itself(
-        self, clock: FakeClock, redis: FakeRedis, caplog: pytest.LogCaptureFixture
+        self, clock: FakeClock, redis: Slots, caplog: pytest.LogCaptureFixture
     ) -> None:
         shared = limiter(redis)
         redis.error = ConnectionError("refused")
@@ -248,7 +293,7 @@ class TestWithoutRedis:
         assert "Redis can be used again" in caplog.text
 
     def test_an_outage_is_logged_once(
-        self, clock: FakeClock, redis: FakeRedis, caplog: pytest.LogCaptureFixture
+        self, clock: FakeClock, redis: Slots, caplog: pytest.LogCaptureFixture
     ) -> None:
         shared = limiter(redis)
         for _ in range(2):
@@ -265,9 +310,7 @@ class TestWithoutRedis:
             "itself at 10 % of the limit 'api'"
         ] * 2  # fmt: skip
 
-    def test_no_local_slot_is_booked_twice_by_threads(
-        self, clock: FakeClock, redis: FakeRedis
-    ) -> None:
+    def test_no_local_slot_is_booked_twice_by_threads(self, clock: FakeClock, redis: Slots) -> None:
         shared = limiter(redis)
         redis.error = ConnectionError("refused")
         shared.acquire()
@@ -276,7 +319,7 @@ class TestWithoutRedis:
         assert clock.now - begin >= 39 * LOCAL_INTERVAL
 
     def test_an_outage_that_comes_and_goes_gives_no_more_than_the_share(
-        self, clock: FakeClock, redis: FakeRedis
+        self, clock: FakeClock, redis: Slots
     ) -> None:
         shared, started_at, slots = limiter(redis), clock.now, list[float]()
         for _ in range(20):
@@ -288,14 +331,14 @@ class TestWithoutRedis:
             shared.acquire()
         assert slots[-1] - started_at >= 19 * LOCAL_INTERVAL
 
-    def test_a_pause_holds_this_process(self, acquire: Acquire, redis: FakeRedis) -> None:
+    def test_a_pause_holds_this_process(self, acquire: Acquire, redis: Slots) -> None:
         shared = limiter(redis, local_share=1)
         redis.error = ConnectionError("refused")
         shared.pause(5)
         assert acquire(shared) >= 5
 
     def test_a_rejected_password_is_an_error_and_no_outage(
-        self, acquire: Acquire, redis: FakeRedis
+        self, acquire: Acquire, redis: Slots
     ) -> None:
         shared = limiter(redis)
         redis.error = AuthenticationError("invalid username-password pair")

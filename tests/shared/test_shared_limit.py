@@ -229,7 +229,7 @@ class TestGivingUp:
         limiter(server, name, 600).pause(10)
 
         def next_slot() -> int:
-            return int(client(server).get(f"rate-limit:{name}"))
+            return int(client(server).get(f"rate-limit:{name}").split()[0])
 
         async def wait_then_give_up() -> None:
             tasks = [asyncio.create_task(shared.acquire_async()) for _ in range(50)]
@@ -366,6 +366,58 @@ class TestPause:
             resilient.chat([{"role": "user", "content": "Hello!"}])
             assert [request.outcome for request in api.log] == ["429", "200"]
             assert api.log[1].arrived - api.log[0].arrived >= 0.99
+
+
+class TestClock:
+    def test_one_that_steps_back_costs_an_interval_at_most(
+        self, server: RedisServer, name: str, acquire: Acquire
+    ) -> None:
+        """The key is as it was written before the step: ten minutes ahead of the clock."""
+        shared, in_ten_minutes = limiter(server, name, 6000), int((time.time() + 600) * 1e6)
+        client(server).set(f"rate-limit:{name}", f"{in_ten_minutes + 10_000} {in_ten_minutes} 6000")
+        for _ in range(3):
+            assert acquire(shared, 2) < 2
+
+    def test_a_caller_that_gives_up_does_not_keep_the_old_time(
+        self, server: RedisServer, name: str
+    ) -> None:
+        shared, in_ten_minutes = limiter(server, name, 600), int((time.time() + 600) * 1e6)
+        client(server).set(f"rate-limit:{name}", f"{in_ten_minutes + 100_000} {in_ten_minutes} 600")
+        with pytest.raises(RateLimitTimeoutError):
+            shared.acquire(timeout=0)
+        time.sleep(0.15)
+        assert shared.acquire(timeout=0) == 0
+
+
+class TestKey:
+    @pytest.mark.parametrize(
+        "nonsense",
+        [b"rubbish", b"\xff\x00", b"1795724132216000", b"nan inf x", b"1e30 1e30 60", b"-5 -5 60"],
+    )
+    def test_nonsense_in_it_is_written_over(
+        self, nonsense: bytes, server: RedisServer, name: str, acquire: Acquire
+    ) -> None:
+        client(server).set(f"rate-limit:{name}", nonsense)
+        shared = limiter(server, name, SLOW)
+        assert acquire(shared, 0) == 0
+        assert booked_wait(shared) == pytest.approx(SLOW_INTERVAL, abs=5)
+        assert "shared" in repr(shared)
+
+    def test_a_key_of_another_type_is_written_over(
+        self, server: RedisServer, name: str, acquire: Acquire
+    ) -> None:
+        client(server).rpush(f"rate-limit:{name}", "rubbish")
+        shared = limiter(server, name, SLOW)
+        assert acquire(shared, 0) == 0
+        assert booked_wait(shared) == pytest.approx(SLOW_INTERVAL, abs=5)
+        assert "shared" in repr(shared)
+
+    def test_a_limit_that_differs_is_told(
+        self, server: RedisServer, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for per_minute in (6000, 6000.5):
+            limiter(server, name, per_minute).acquire()
+        assert "6000.5 per minute in this process and 6000 in another" in caplog.text
 
 
 class TestRate:
