@@ -426,7 +426,9 @@ class TestCommand:
             "while True:\n    pass\n"
         )
         process = start(COMMAND, "1", str(path))
+        give_up_at = time.monotonic() + 60
         while not (started.exists() and started.read_text().endswith(".")):
+            assert time.monotonic() < give_up_at
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         code, _, err = finish(process)

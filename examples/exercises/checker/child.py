@@ -21,7 +21,12 @@ from examples.exercises.checker import scheduler
 from examples.exercises.checker.judge import Verdict, rules_of
 from examples.exercises.checker.load import ROOT, is_the_learners
 
-JUDGE = "from examples.exercises.checker.judge import main; main()"
+JUDGE = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from examples.exercises.checker.judge import main
+main()
+"""
 SECONDS_TO_START = 60.0
 SECONDS_PER_RULE = 8.0  # a rule takes a fraction of a second
 
@@ -56,10 +61,9 @@ def _judge(number: int, path: Path, seconds_per_rule: float) -> Iterator[subproc
         [sys.executable, "-c", JUDGE, str(number), str(path.resolve()), str(seconds_per_rule)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         encoding="ascii",
         errors="replace",
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"},
+        env={**os.environ, "PYTHONHASHSEED": "0"},
         start_new_session=True,
     )
     try:

@@ -130,7 +130,8 @@ def main() -> None:
     number, path, seconds = int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
     mark = sys.stdin.readline().strip()
     report = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     sys.stdout = sys.stderr = output = Output()
     sys.settrace = no_settrace
     rules_of(number)  # imports lib, which is slow, before the time runs
