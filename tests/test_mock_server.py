@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import json
 import logging
@@ -434,6 +435,16 @@ class TestShutdown:
             with request_in_progress(server):
                 assert len(set(threading.enumerate()) - threads) == 1
             wait_until(lambda: set(threading.enumerate()) <= threads)
+
+    def test_a_connection_that_has_ended_is_forgotten(self) -> None:
+        with MockServer() as server:
+            gc.collect()
+            before = sum(isinstance(each, socket.socket) for each in gc.get_objects())
+            statuses(server, 20)
+            gc.collect()
+            wait_until(
+                lambda: sum(isinstance(each, socket.socket) for each in gc.get_objects()) <= before
+            )
 
     def test_a_server_that_was_never_entered_frees_its_port(self) -> None:
         server = MockServer()

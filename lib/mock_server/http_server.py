@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -42,7 +43,7 @@ class HTTPServer(ThreadingTCPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.respond = respond
         self.request_id_header = request_id_header
-        self._connections: set[socket.socket] = set()
+        self._connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._stopping = False
         self._lock = threading.Lock()
 
@@ -52,11 +53,6 @@ class HTTPServer(ThreadingTCPServer):
             self._connections.add(connection)
             if self._stopping:
                 _disconnect(connection)
-
-    def closed(self, connection: socket.socket) -> None:
-        """Forget a connection."""
-        with self._lock:
-            self._connections.discard(connection)
 
     def stop(self) -> None:
         """Stop accepting, close every connection and the port, and wait for the threads to end."""
@@ -91,10 +87,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(self.server.read_timeout)
         self.server.opened(self.connection)
 
-    def finish(self) -> None:
-        self.server.closed(self.connection)
-        super().finish()
-
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         if "Transfer-Encoding" in self.headers or not length:
@@ -105,9 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(413)
         else:
             body = self.rfile.read(int(length))
-            if len(body) < int(length):
-                self.close_connection = True
-            else:
+            if len(body) == int(length):  # or the client has left
                 self._respond(body)
 
     def do_GET(self) -> None:
