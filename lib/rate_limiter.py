@@ -6,7 +6,7 @@ Copy this file alone: it needs the standard library only.
     >>> limiter = RateLimiter(max_requests_per_minute=600)
     >>> limiter.acquire()       # the first request starts at once
     0.0
-    >>> 0 < limiter.acquire() <= 0.2    # the next one waits for its slot
+    >>> limiter.acquire() > 0   # the next one waits for its slot, about 0.1 seconds
     True
 
 An API rejects a request above its rate limit with a 429. A limiter prevents that: it delays
