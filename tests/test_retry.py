@@ -266,6 +266,17 @@ class TestRetryBudget:
         assert Retrier(budget=shared).budget is shared
         assert Retrier().budget is not Retrier().budget
 
+    def test_by_default_ten_successes_earn_one_retry(self, clock: FakeClock) -> None:
+        budget = RetryBudget(tokens_per_second=0)
+        while budget.take():
+            pass
+        for _ in range(9):
+            Retrier(budget=budget).call(Failing())
+        assert not budget.take()
+        for _ in range(2):  # one more for rounding: ten times 0.1 is less than 1
+            Retrier(budget=budget).call(Failing())
+        assert [budget.take(), budget.take()] == [True, False]
+
     def test_a_service_that_is_down_gets_ten_retries_and_one_every_50_seconds(
         self, clock: FakeClock
     ) -> None:
