@@ -28,6 +28,7 @@ from types import AsyncGeneratorType, GeneratorType
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 Context = dict[str, Any]
 Strategy = Callable[[Context], Any]
 Errors = dict[str, Exception]  # by the name of the strategy that raised it
@@ -85,18 +86,19 @@ class FallbackHandler:
         Raises AllStrategiesFailedError if there is none, and TypeError if a strategy returns
         an awaitable or a generator, which has not run yet. Ctrl-C passes through at once.
         """
+        context = {} if context is None else context
         errors: Errors = {}
         try:
             for name, (_, strategy) in self._in_order():
                 try:
-                    answer = strategy({} if context is None else context)
+                    answer = strategy(context)
                 except Exception as error:
                     if self._stop_on(error):
                         raise
                     _record(name, error, errors)
-                    continue
-                if _is_answer(name, answer):
-                    return answer
+                else:
+                    if _is_answer(name, answer):
+                        return answer
             raise _all_failed(errors)
         finally:
             errors.clear()  # they refer to this frame, and it to them
@@ -107,20 +109,21 @@ class FallbackHandler:
         A plain function runs in the event loop's thread, so it must not block. A cancelled
         task tries no further strategy.
         """
+        context = {} if context is None else context
         errors: Errors = {}
         try:
             for name, (_, strategy) in self._in_order():
                 try:
-                    answer = strategy({} if context is None else context)
+                    answer = strategy(context)
                     if inspect.isawaitable(answer):
                         answer = await answer
                 except Exception as error:
                     if self._stop_on(error):
                         raise
                     _record(name, error, errors)
-                    continue
-                if _is_answer(name, answer):
-                    return answer
+                else:
+                    if _is_answer(name, answer):
+                        return answer
             raise _all_failed(errors)
         finally:
             errors.clear()
@@ -206,6 +209,10 @@ def _predicate(name: str, function: F) -> F:
         )
     if not callable(function):
         raise ValueError(f"{name} must be a function that takes the error, got {function!r}")
+    return _plain(name, function)
+
+
+def _plain(name: str, function: T) -> T:
     if _is_async(function):
         raise TypeError(f"{name} must be a plain function, got an async one: it would never run")
     return function

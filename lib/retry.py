@@ -336,6 +336,24 @@ def _class_and_status(error: Exception) -> str:
     return f"{name}, status {status}" if isinstance(status, int) else name
 
 
+def _number(name: str, value: float, kind: str = "number") -> float:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a {kind} >= 0, got {value!r}")
+    return value
+
+
+def _seconds(name: str, value: float) -> float:
+    return _number(name, value, "number of seconds")
+
+
+def _hook(name: str, function: Callable[..., object] | None) -> Callable[..., object]:
+    return _do_nothing if function is None else _plain(name, function)
+
+
+def _do_nothing(*arguments: object) -> None:
+    pass
+
+
 def _not_awaited(result: object) -> TypeError:
     if inspect.iscoroutine(result):
         result.close()  # otherwise Python warns that it was never awaited
@@ -353,16 +371,6 @@ def _check_that_it_has_started(generator: Any) -> None:
     )
 
 
-def _number(name: str, value: float, kind: str = "number") -> float:
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a {kind} >= 0, got {value!r}")
-    return value
-
-
-def _seconds(name: str, value: float) -> float:
-    return _number(name, value, "number of seconds")
-
-
 def _predicate(name: str, function: F) -> F:
     if isinstance(function, type):  # calling it makes an exception, which is true
         what = function.__name__
@@ -375,15 +383,7 @@ def _predicate(name: str, function: F) -> F:
     return _plain(name, function)
 
 
-def _hook(name: str, function: Callable[..., object] | None) -> Callable[..., object]:
-    return _do_nothing if function is None else _plain(name, function)
-
-
-def _do_nothing(*arguments: object) -> None:
-    pass
-
-
-def _plain(name: str, function: F) -> F:
+def _plain(name: str, function: T) -> T:
     if _is_async(function):
         raise TypeError(f"{name} must be a plain function, got an async one: it would never run")
     return function

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from support import ROOT, run
 
 LIB = ROOT / "lib"
@@ -108,6 +110,19 @@ def test_total_timeout_copied_alone(tmp_path: Path) -> None:
     command = ("-I", "-W", "error", "-c", USE_TOTAL_TIMEOUT_ALONE, str(LIB))
     outcome = run(*command, cwd=tmp_path)
     assert outcome == (0, "no complete response within the total timeout of 0.05 s\n", "")
+
+
+@pytest.mark.parametrize(
+    ("first", "files"),
+    [
+        ("_not_awaited", ("retry", "circuit_breaker")),
+        ("_predicate", ("retry", "circuit_breaker", "fallback")),
+    ],
+)
+def test_what_each_file_brings_along_is_the_same_in_all(first: str, files: tuple[str, ...]) -> None:
+    """They are copied alone, so each ends with the same checks of what it is given."""
+    sources = [(LIB / f"{name}.py").read_text("utf-8") for name in files]
+    assert len({source.partition(f"\ndef {first}(")[2] for source in sources}) == 1
 
 
 def test_every_file_of_lib_has_the_licence_line() -> None:
