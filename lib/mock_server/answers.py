@@ -6,39 +6,52 @@ Each word counts as one token.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 from .schema_sample import sample
 
 Request = dict[str, Any]  # the body of a chat request
 Completion = dict[str, Any]
-GREETING = "Hello! How can I assist you today?"
+Function = dict[str, Any]  # its name, and the schema of its parameters
+ToolCall = dict[str, Any]
 
 
-def make_up(request: Request) -> tuple[str, list[dict[str, Any]] | None]:
+def make_up(request: Request) -> tuple[str, list[ToolCall] | None]:
     """Return a text and calls of tools: a request with tools gets a call, once, then a text.
 
     Raises KeyError, TypeError or AttributeError if the tools or the schema have a wrong shape.
     """
-    if tool := _tool_to_call(request):
-        arguments = json.dumps(sample(tool.get("parameters") or {}))
-        function = {"name": tool["name"], "arguments": arguments}
-        number = sum(message["role"] == "tool" for message in request["messages"])
-        return "", [{"id": f"call{number:05}", "type": "function", "function": function}]
+    if function := _function_to_call(request):
+        return "", [_call_of(function, request)]
     wanted = request.get("response_format") or {"type": "text"}
-    if wanted["type"] == "json_schema":
-        return json.dumps(sample(wanted["json_schema"]["schema"])), None
-    if wanted["type"] == "json_object":
-        return "{}", None
+    return TEXTS.get(wanted["type"], _reply)(request), None
+
+
+def _reply(request: Request) -> str:
     prompt = content_text(request["messages"][-1])
-    return GREETING if prompt == "Hello!" else f"{prompt} response", None
+    return REPLIES.get(prompt, f"{prompt} response")
+
+
+def _json(request: Request) -> str:
+    return json.dumps(sample(request["response_format"]["json_schema"]["schema"]))
+
+
+REPLIES = {"Hello!": "Hello! How can I assist you today?"}
+# By the type of the response_format that a request asks for.
+TEXTS: dict[str, Callable[[Request], str]] = {
+    "text": _reply,
+    "json_schema": _json,
+    "json_object": lambda request: "{}",
+}
 
 
 def complete(
-    request: Request, completion_id: str, text: str, tool_calls: list[dict[str, Any]] | None
+    request: Request, completion_id: str, text: str, tool_calls: list[ToolCall] | None
 ) -> Completion:
     """Return a chat completion, of max_tokens at most."""
     prompt_tokens = sum(len(content_text(each).split()) for each in request["messages"])
@@ -95,26 +108,34 @@ def content_text(message: dict[str, Any]) -> str:
     return str(content or "")
 
 
-def _tool_to_call(request: Request) -> dict[str, Any] | None:
-    """Return the function to call: the first, or the one that is asked for, or none.
+def _function_to_call(request: Request) -> Function | None:
+    """Return the function to call: the one that is asked for, or the first, or none.
 
     With tool_choice "any" or "required", each is called once.
     """
     choice = request.get("tool_choice") or "auto"
-    functions = {tool["function"]["name"]: tool["function"] for tool in request.get("tools") or []}
+    functions: dict[str, Function] = {
+        tool["function"]["name"]: tool["function"] for tool in request.get("tools") or []
+    }
     if isinstance(choice, dict):
-        return functions[choice["function"]["name"]]  # type: ignore[no-any-return]
-    if choice == "none":
+        return functions[choice["function"]["name"]]
+    has_result = request["messages"][-1]["role"] == "tool"
+    if choice == "none" or (has_result and choice not in ("any", "required")):
         return None
-    if request["messages"][-1]["role"] == "tool":
-        called = _called_functions(request) if choice in ("any", "required") else functions
-        functions = {name: each for name, each in functions.items() if name not in called}
-    return next(iter(functions.values()), None)
+    called = _called_functions(request) if has_result else set()
+    return next((functions[name] for name in functions if name not in called), None)
 
 
 def _called_functions(request: Request) -> set[str]:
+    calls = itertools.chain(*(message.get("tool_calls") or [] for message in request["messages"]))
+    return {call["function"]["name"] for call in calls}
+
+
+def _call_of(function: Function, request: Request) -> ToolCall:
+    arguments = json.dumps(sample(function.get("parameters") or {}))
+    number = sum(message["role"] == "tool" for message in request["messages"])
     return {
-        call["function"]["name"]
-        for message in request["messages"]
-        for call in message.get("tool_calls") or []
+        "id": f"call{number:05}",
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments},
     }

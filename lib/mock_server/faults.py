@@ -67,6 +67,12 @@ NUMBERS = {
     "STATUS": (r"(?P<status>[45][0-9][0-9])", "a status from 400 to 599"),
     "SECONDS": (r"(?P<seconds>[0-9]{1,5}(\.[0-9]+)?)", "seconds, below 100000"),
 }
+# What is wrong with a word that begins like this.
+DIAGNOSES = {
+    r"\S*\s": "separate words with commas",
+    r"(\w+)x([0-9]+)$": r"did you mean \1*\2?",
+    r"[0-9]+(:|$)": "a status is a number from 400 to 599; seconds, below 100000, follow a colon",
+}
 MAX_REPEATS = 1_000_000
 OK = Fault("ok")
 
@@ -76,21 +82,22 @@ def parse_faults(script: str, seed: int = 0) -> Iterator[Fault]:
 
     Raises ValueError for an invalid script. The message names the word and says what is wrong.
     """
-    script = script.strip()
-    if re.fullmatch("'.*'", script):
-        script = script[1:-1]  # cmd.exe on Windows does not remove single quotes
-    words = [word.strip() for word in script.split(",")] if script else []
-    for word in words[:-1]:
-        if word.endswith("*"):
-            raise ValueError(f"'{ascii(word)[1:-1]}' never ends, so nothing may follow it")
+    words = _split(script)
     counted = list(itertools.takewhile(lambda word: "@" not in word, words))
     parts = [_parse_counted(word) for word in counted]
     shares = [_parse_share(word) for word in words[len(counted) :]]
     if sum(share for share, _ in shares) > 1:
         raise ValueError("the shares with @ add up to more than 100 %")
-    if shares:
-        parts.append(_draw(shares, random.Random(seed)))
-    return itertools.chain.from_iterable(parts)
+    return itertools.chain(*parts, _draw(shares, random.Random(seed)))
+
+
+def _split(script: str) -> list[str]:
+    script = re.sub("^'(.*)'$", r"\1", script.strip())  # cmd.exe does not remove the quotes
+    words = [word.strip() for word in script.split(",")] if script else []
+    for word in words[:-1]:
+        if word.endswith("*"):
+            raise ValueError(f"'{ascii(word)[1:-1]}' never ends, so nothing may follow it")
+    return words
 
 
 def _parse_counted(word: str) -> Iterator[Fault]:
@@ -119,9 +126,9 @@ def _parse_share(word: str) -> tuple[float, Fault]:
 def _draw(shares: list[tuple[float, Fault]], chance: random.Random) -> Iterator[Fault]:
     """Yield a fault for each request, at random; OK for the rest of the shares."""
     weights = [share for share, _ in shares]
-    faults = [*(fault for _, fault in shares), OK]
-    while True:
-        yield chance.choices(faults, [*weights, max(0.0, 1 - sum(weights))])[0]
+    faults = [fault for _, fault in shares]
+    while shares:
+        yield chance.choices([*faults, OK], [*weights, max(0.0, 1 - sum(weights))])[0]
 
 
 def _parse_fault(text: str, word: str) -> Fault:
@@ -143,14 +150,11 @@ def _pattern(form: str) -> str:
 
 def _diagnosis(text: str) -> str:
     """Return what is wrong with an unknown word, or what to write instead."""
+    for pattern, diagnosis in DIAGNOSES.items():
+        if match := re.match(pattern, text, re.ASCII):
+            return match.expand(diagnosis)
     name = text.partition(":")[0]
     words = {word.form.partition(":")[0]: word for word in VOCABULARY}
-    if re.search(r"\s", text):
-        return "separate words with commas"
-    if match := re.fullmatch(r"(\w+)x([0-9]+)", text, re.ASCII):
-        return f"did you mean {match[1]}*{match[2]}?"
-    if re.fullmatch("[0-9]+", name):
-        return "a status is a number from 400 to 599; seconds, below 100000, follow a colon"
     if name not in words:
         close = difflib.get_close_matches(name.lower(), words, 1)
         return f"did you mean {words[close[0]].example}?" if close else f"use {FAULT_SYNTAX}"
