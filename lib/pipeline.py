@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import itertools
 import math
 import time
 from collections.abc import (
@@ -453,11 +452,14 @@ def _pause_after(error: Exception) -> float:
 
 def _settle(attempt: Attempt, result: T) -> T:
     """Settle the attempt's tokens if the result says how many were used; return the result."""
-    for path, names in itertools.product(USAGE, TOTALS):
+    for path in USAGE:
         usage = functools.reduce(_field, path, result)
-        counts = [_field(usage, name) for name in names]
-        if {type(count) for count in counts} == {int}:
-            attempt.settle(max(0, sum(counts)))
+        if usage is None:
+            continue
+        for names in TOTALS:
+            counts = [_field(usage, name) for name in names]
+            if {type(count) for count in counts} == {int}:
+                attempt.settle(max(0, sum(counts)))
     return result
 
 
