@@ -6,6 +6,8 @@ SCRIPTS := $(sort $(wildcard examples/0*.py))
 READY := $(VENV)/installed
 BENCH := .venv-bench
 BENCH_BIN := $(BENCH)/$(notdir $(BIN))
+SDKS := .venv-sdks
+SDKS_BIN := $(SDKS)/$(notdir $(BIN))
 MANY := .venv-many-processes
 MANY_BIN := $(MANY)/$(notdir $(BIN))
 
@@ -27,7 +29,7 @@ help:
 	@echo "make test-shared    test the shared limiter with real processes and a real server"
 	@echo "make soak           run thousands of calls with every fault, and all clients of the check (two minutes)"
 	@echo "make bench          compare the speed of the helpers with other libraries (three minutes)"
-	@echo "make bench-sdks     run the helpers around the official SDKs, against the mock server"
+	@echo "make bench-sdks     check the recipes and the errors of eleven libraries, against the mock server"
 	@echo "make clean          remove the virtual environments and caches"
 
 run-all: $(READY)
@@ -82,11 +84,11 @@ soak: $(READY)
 bench: $(BENCH)/installed
 	@PYTHONPATH=. $(BENCH_BIN)/python tests/benchmarks/bench.py
 
-bench-sdks: $(BENCH)/installed
-	@PYTHONPATH=. $(BENCH_BIN)/python tests/benchmarks/sdks.py
+bench-sdks: $(SDKS)/installed
+	@PYTHONPATH=. $(SDKS_BIN)/python -m pytest -c tests/benchmarks/sdks/pytest.ini tests/benchmarks/sdks $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(BENCH) $(MANY) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) $(SDKS) $(MANY) .pytest_cache .mypy_cache .ruff_cache
 	find lib examples tests -name __pycache__ -prune -exec rm -rf {} +
 
 # This file is written last, so that an interrupted installation is started again.
@@ -100,6 +102,12 @@ $(READY): requirements.txt
 $(BENCH)/installed: tests/benchmarks/requirements.txt
 	@$(PYTHON) -m venv $(BENCH)
 	@$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(SDKS)/installed: tests/benchmarks/sdks/requirements.txt
+	@echo "First run: creating $(SDKS) and installing the SDKs (a few minutes)..." >&2
+	@$(PYTHON) -m venv $(SDKS)
+	@$(SDKS_BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 $(MANY)/installed: examples/many_processes/requirements.txt requirements.txt

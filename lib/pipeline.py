@@ -73,8 +73,9 @@ class Pipeline:
 
     The retrier's ``total_timeout`` limits a call with all its attempts and waits, also those
     for the limiters; give your library ``attempt.remaining`` as its timeout. Once the circuit
-    has opened, nothing is waited for: the call raises the error that it got. A 429 with a
-    Retry-After pauses all callers that share the limiters.
+    has opened, nothing is waited for. If one of your helpers ends the retries, the call
+    raises the error of its last attempt. A 429 with a Retry-After pauses all callers that
+    share the limiters.
 
     Thread-safe. Threads and asyncio tasks may share one pipeline.
     """
@@ -250,23 +251,24 @@ class Pipeline:
             raise
 
     def _retry(self, call: _Call, protected: Callable[[], T]) -> T:
-        """Call with retries, until the circuit opens. Raise the error of the last attempt."""
+        """Call with retries. If a helper ends them, raise the error of the last attempt."""
         try:
             return self.retrier.call(protected, stop=self._stop)
-        except CircuitOpenError as rejection:
+        except REJECTIONS as rejection:
             call.reject(rejection)
         raise call.error
 
     async def _retry_async(self, call: _Call, protected: Callable[[], Awaitable[T]]) -> T:
         try:
             return await self.retrier.call_async(protected, stop=self._stop)
-        except CircuitOpenError as rejection:
+        except REJECTIONS as rejection:
             call.reject(rejection)
         raise call.error
 
     def _stop(self, error: Exception) -> GiveUpReason | None:
-        is_open = isinstance(error, CircuitOpenError) or self._breaker.state == "open"
-        return "circuit open" if is_open else None
+        if isinstance(error, CircuitOpenError) or self._breaker.state == "open":
+            return "circuit open"
+        return "total timeout" if isinstance(error, REJECTIONS) else None  # of a limiter
 
     @contextlib.contextmanager
     def _committed(self) -> Iterator[None]:
@@ -374,11 +376,11 @@ class _Call:
         self.attempts = 0
         self.error: Any = None  # of the last attempt
 
-    def reject(self, rejection: CircuitOpenError) -> None:
-        """Note that the circuit is open. If there was an attempt, its error says more."""
+    def reject(self, rejection: Any) -> None:
+        """Note that a helper refused an attempt. The error of the one before says more."""
         self.error = self.error or rejection
         with contextlib.suppress(Exception):  # some classes allow no new attribute
-            self.error.gave_up = "circuit open"
+            self.error.gave_up = rejection.gave_up
 
     @property
     def remaining(self) -> float | None:

@@ -377,6 +377,16 @@ class TestTotalTimeout:
             run(Pipeline(retrier=retrier(5, total_timeout=8)), operation)
         assert told == [8, 7, 5, 0.01]
 
+    def test_no_slot_for_a_retry(self, run: Run, clock: FakeClock) -> None:
+        """The error of the first attempt is raised: a rejection would say that nothing was sent."""
+        limiter = RateLimiter(6)
+        pipeline = Pipeline(retrier=retrier(total_timeout=5), limiter=limiter)
+        error = down()
+        with pytest.raises(InternalServerError) as raised:
+            run(pipeline, ending_in(error, "never called"))
+        assert raised.value is error
+        assert raised.value.gave_up == "total timeout"  # type: ignore[attr-defined]
+
     def test_without_one(self, run: Run) -> None:
         assert run(Pipeline(), lambda attempt: (attempt.remaining,)) == (None,)
 
