@@ -6,7 +6,8 @@ are ``completion.py`` (what a response holds), ``event_stream.py``, ``transport.
 ``total_timeout.py``. Then read one helper per technique: ``retry.py``, ``rate_limiter.py``,
 ``circuit_breaker.py``, ``fallback.py``, ``error_logger.py``. You can copy each of these five
 alone, and ``token_limiter.py`` with ``rate_limiter.py``. ``pipeline.py`` combines all but the
-fallback, and ``resilient_client.py`` puts the client into it. README.md shows how.
+fallback, and ``resilient_client.py`` puts the client into it. ``sdk_errors.py`` reads the errors
+of other libraries. README.md shows how.
 """
 
 import sys

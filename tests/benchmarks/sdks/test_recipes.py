@@ -165,9 +165,9 @@ class TestStream:
 
     def test_then_it_is_committed(self, names: dict[str, Any]) -> None:
         with MockServer("cut*", dialect="openai") as server:
-            with pytest.raises(Exception, match="incomplete|closed|Connection"):
+            with pytest.raises(Exception, match=r"incomplete|closed|Connection"):
                 list(names["stream"](OpenAI(**self.options(server)), HELLO))
-            with pytest.raises(Exception, match="incomplete|closed|Connection"):
+            with pytest.raises(Exception, match=r"incomplete|closed|Connection"):
                 asyncio.run(self.read(names, server))
             assert len(server.log) == 2
 
