@@ -155,7 +155,8 @@ class TestRetryAfter:
         "text",
         ["0", "2", " 0.5 ", "86400", "-1", "inf", "nan", "soon", "", "1e3", "9" * 400,
          "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2065 07:28:00 GMT",
-         "Wed, 21 Oct 2065 07:28:00", "Wed, 21 Oct 99999 07:28:00 GMT"],
+         "Wed, 21 Oct 2065 07:28:00", "Wed, 21 Oct 2065 07:28:00 +0200",
+         "Wed, 21 Oct 99999 07:28:00 GMT"],
     )  # fmt: skip
     def test_same_as_in_the_client(self, text: str) -> None:
         found = facts(mark(an_error(response=response(503, retry_after=text))))[1]
