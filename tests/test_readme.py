@@ -127,9 +127,8 @@ def test_every_python_snippet_runs(
 
 
 def test_pytest_recipe_runs(tmp_path: Path) -> None:
-    conftest, test = (
-        block for block in fenced(PAGES["lib/recipes.md"], "py") if "import pytest" in block
-    )
+    recipe = PAGES["lib/recipes.md"].partition("## Test your own code")[2]
+    conftest, test = (block for block in fenced(recipe, "py") if "import pytest" in block)
     (tmp_path / "conftest.py").write_text(conftest, "utf-8")
     (tmp_path / "test_mine.py").write_text(test, "utf-8")
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
