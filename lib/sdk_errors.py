@@ -64,10 +64,10 @@ SHAPES: tuple[tuple[Facts, set[str]], ...] = (
 # Where the other errors keep their facts. A dot leads from one attribute to the next.
 STATUS = ("status_code", "status", "response.status_code")
 HEADERS = ("response.headers", "headers", "litellm_response_headers")
-QUOTA = ("code", "type", "provider_error_code", "body", "message", "response.text")
+QUOTA = ("body", "message", "response.text")  # the text that the server sent
 
 RETRYABLE_STATUSES = {408, 409, 429, *range(500, 600)}
-USED_UP = re.compile(r"""(^|["'])insufficient_quota($|["'])""")
+USED_UP = re.compile(r"""["']insufficient_quota["']""")
 NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 MAX_DEPTH = 10  # of errors that were raised from each other, and of groups in groups
 

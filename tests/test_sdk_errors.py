@@ -176,9 +176,7 @@ class TestQuota:
     @pytest.mark.parametrize(
         "attributes",
         [
-            {"code": "insufficient_quota"},
-            {"type": "insufficient_quota"},
-            {"provider_error_code": "insufficient_quota"},
+            {"body": {"type": "tokens", "code": "insufficient_quota"}},
             {"body": {"error": {"code": "insufficient_quota"}}},
             {"body": '{"error": {"type": "insufficient_quota"}}'},
             {"message": "Error code: 429 - {'error': {'type': 'insufficient_quota'}}"},
@@ -195,7 +193,10 @@ class TestQuota:
         [
             {},
             {"message": "Don't write insufficient_quota into your prompt."},
-            {"code": "1300", "response": response(429, x_ratelimit_limit_req_minute="60")},
+            {
+                "body": {"code": "1300"},
+                "response": response(429, x_ratelimit_limit_req_minute="60"),
+            },
         ],
         ids=str,
     )
@@ -203,7 +204,8 @@ class TestQuota:
         assert facts(mark(an_error(status_code=429, **attributes))) == (True, None, 429)
 
     def test_server_s_advice_does_not_count(self) -> None:
-        error = an_error(code="insufficient_quota", response=response(429, x_should_retry="true"))
+        server_says = response(429, '{"code":"insufficient_quota"}', x_should_retry="true")
+        error = an_error(response=server_says)
         assert facts(mark(error)) == (False, None, 429)
 
 
