@@ -320,9 +320,6 @@ class Attempt:
         if reservation is not None:
             reservation.settle(used)
 
-    def __repr__(self) -> str:
-        return f"Attempt({self.number}, remaining={self.remaining})"
-
 
 class RequestLimiter(Protocol):
     """What a Pipeline calls of a RateLimiter or SharedRateLimiter."""

@@ -180,6 +180,10 @@ class TestResult:
         pipeline = Pipeline(retrier=Retrier(), breaker=breaker)
         assert repr(pipeline) == f"Pipeline({pipeline.retrier}, {breaker})"
 
+    def test_a_generator_has_not_run(self) -> None:
+        with pytest.raises(TypeError, match="returned a generator, which has not run"):
+            Pipeline().call(lambda attempt: (piece for piece in "ab"))
+
     def test_an_async_operation_needs_call_async(self) -> None:
         async def operation(attempt: Attempt) -> None: ...
 
@@ -671,6 +675,7 @@ class Pieces:
 
     def __iter__(self) -> Iterator[Any]:
         for piece in self._pieces:
+            assert not self.closed, "a closed stream is not read"
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
@@ -785,19 +790,19 @@ class TestStream:
         assert [line["success"] for line in lines_in(log)] == [True]
 
     @pytest.mark.parametrize(
-        ("stream", "used"),
+        ("pieces", "usage", "used"),
         [
-            (Pieces("a", {"usage": {"total_tokens": 40}}), 40),
-            (Pieces({"usage": {"total_tokens": 1}}, {"usage": {"total_tokens": 40}}), 40),
-            (Pieces("a", {"usage": {"total_tokens": 1}}, usage={"total_tokens": 40}), 40),
-            (Pieces("a", {"usage": {"total_tokens": 40}}, "c"), 100),
-            (Pieces(usage={"total_tokens": 40}), 40),
+            (["a", {"usage": {"total_tokens": 40}}], None, 40),
+            ([{"usage": {"total_tokens": 1}}, {"usage": {"total_tokens": 40}}], None, 40),
+            (["a", {"usage": {"total_tokens": 1}}], {"total_tokens": 40}, 40),
+            (["a", {"usage": {"total_tokens": 40}}, "c"], None, 100),
+            ([], {"total_tokens": 40}, 40),
         ],
         ids=["last piece", "counts that grow", "stream", "no usage at the end", "no pieces"],
     )
-    def test_usage(self, read: Run, stream: Pieces, used: int) -> None:
+    def test_usage(self, read: Run, pieces: list[Any], usage: Any, used: int) -> None:
         limiter = TokenLimiter(1000)
-        read(Pipeline(token_limiter=limiter), stream, tokens=100)
+        read(Pipeline(token_limiter=limiter), Pieces(*pieces, usage=usage), tokens=100)
         assert limiter.available == 1000 - used
 
     @pytest.mark.parametrize("stop_after", [1, None])

@@ -7,7 +7,7 @@ retries, it would count 4 failed attempts as one failure, and open only after 8 
 In the stretch part, the deadline is a point in time, and each layer gets what is left until then.
 A timeout per attempt would not do: four attempts of five seconds each take twenty seconds.
 
-`lib/resilient_client.py` does the same for production: it also pauses all threads after a 429,
+`lib/pipeline.py` does the same for production: it also pauses all threads after a 429,
 and it logs.
 """
 
