@@ -11,7 +11,6 @@ from typing import NamedTuple
 from examples.failure_scenarios import SCENARIOS
 from support import ROOT, script
 
-SIMULATIONS = ROOT / "examples" / "simulations"
 WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
 
 LESSONS = (
@@ -46,24 +45,9 @@ CHANGES = [
         WORKSHOP,
     )
 ]
-# Changes a script and runs it: argv is before, after, the script's path, its arguments.
-RUN_CHANGED = """
-import sys
-before, after, path = sys.argv[1:4]
-sys.argv = sys.argv[3:]
-source = open(path, encoding="utf-8").read().replace(before, after)
-exec(compile(source, path, "exec"), {"__name__": "__main__", "__file__": path})
-"""
-
-
-def run_changed(change: Change) -> list[str]:
-    path = str(ROOT / "examples" / f"{change.script}.py")
-    return ["-c", RUN_CHANGED, change.before, change.after, path, *change.arguments.split()]
-
 
 # By the name of the transcript. --trace leaves stdout as it is.
 TRANSCRIPTS = {
-    "simulations": [str(SIMULATIONS), "--output", "."],  # the longest one first
     **{name: script(name, "--trace") for name in LESSONS},
     "failure_scenarios/02_recovers": script("02_backoff", "--faults", "503,503", "--trace"),
     **{
@@ -73,7 +57,6 @@ TRANSCRIPTS = {
 }
 COMMANDS = {
     **TRANSCRIPTS,
-    **{f"changed {each.script}": run_changed(each) for each in CHANGES},
     "walk": [str(ROOT / "examples" / "support" / "workshop.py"), "5"],
     "development mode": ["-X", "dev", str(ROOT / "examples" / "01_basic_errors.py")],
 }

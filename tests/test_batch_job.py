@@ -9,30 +9,41 @@ from typing import Any
 
 import pytest
 
+from conftest import RunScript
 from lib.mock_server import MockServer
-from support import ROOT, Outcome, run, start
+from support import ROOT, Outcome, start
 
 SCRIPT = str(ROOT / "examples" / "batch_job.py")
 CONCURRENCY = 8
 
 
 class Job:
-    """A batch job of real files, a real process and a real server."""
+    """A batch job of real files and a real server."""
 
-    def __init__(self, folder: Path, prompts: int) -> None:
+    def __init__(
+        self, folder: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MISTRAL_NO_NOTICE", "1")
         self.prompts, self.answers = folder / "prompts.jsonl", folder / "answers.jsonl"
+        self.files = [str(self.prompts), str(self.answers)]
+        self._run_script, self._monkeypatch = run_script, monkeypatch
+
+    def write(self, prompts: int) -> None:
         lines = [json.dumps({"id": number, "prompt": f"P{number}"}) for number in range(prompts)]
         self.prompts.write_text("\n".join(lines), "utf-8")
 
-    def arguments(self) -> list[str]:
-        return [SCRIPT, str(self.prompts), str(self.answers)]
-
     def run(self, server: MockServer) -> Outcome:
-        return run(*self.arguments(), MISTRAL_BASE_URL=server.url)
+        self._monkeypatch.setenv("MISTRAL_BASE_URL", server.url)
+        return self._run_script("batch_job", *self.files)
 
     def results(self) -> list[dict[str, Any]]:
         lines = self.answers.read_text("utf-8").splitlines() if self.answers.exists() else []
         return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def job(tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch) -> Job:
+    return Job(tmp_path, run_script, monkeypatch)
 
 
 def asked(server: MockServer) -> list[str]:
@@ -42,10 +53,10 @@ def asked(server: MockServer) -> list[str]:
 
 
 class TestStopAndResume:
-    def test_a_killed_job_asks_again_only_what_was_in_flight(self, tmp_path: Path) -> None:
-        job = Job(tmp_path, prompts=40)
+    def test_a_killed_job_asks_again_only_what_was_in_flight(self, job: Job) -> None:
+        job.write(prompts=40)
         with MockServer("slow:0.1*") as server:
-            with start(*job.arguments(), MISTRAL_BASE_URL=server.url) as child:
+            with start(SCRIPT, *job.files, MISTRAL_BASE_URL=server.url) as child:
                 while child.poll() is None and len(job.results()) < 5:
                     time.sleep(0.02)
                 child.kill()
@@ -55,8 +66,8 @@ class TestStopAndResume:
             assert len(asked(server)) <= 40 + CONCURRENCY
         assert job.results()[0]["answer"].endswith("response")
 
-    def test_a_line_that_a_kill_cut_short_is_asked_again(self, tmp_path: Path) -> None:
-        job = Job(tmp_path, prompts=3)
+    def test_a_line_that_a_kill_cut_short_is_asked_again(self, job: Job) -> None:
+        job.write(prompts=3)
         job.answers.write_text('{"id": 0, "answer": "kept"}\n{"id": 1, "ans', "utf-8")
         with MockServer() as server:
             assert job.run(server).code == 0
@@ -64,8 +75,8 @@ class TestStopAndResume:
         assert sorted(result["id"] for result in job.results()) == [0, 1, 2]
         assert job.results()[0] == {"id": 0, "answer": "kept"}
 
-    def test_a_finished_job_asks_nothing(self, tmp_path: Path) -> None:
-        job = Job(tmp_path, prompts=3)
+    def test_a_finished_job_asks_nothing(self, job: Job) -> None:
+        job.write(prompts=3)
         with MockServer() as server:
             job.run(server)
             assert "0 of 3 prompts to ask\n  3 are done" in job.run(server).out
@@ -74,10 +85,8 @@ class TestStopAndResume:
 
 class TestErrors:
     @pytest.mark.parametrize("fault", ["401", "402", "403", "404", "noquota"])
-    def test_what_every_call_would_get_stops_the_job_at_once(
-        self, tmp_path: Path, fault: str
-    ) -> None:
-        job = Job(tmp_path, prompts=100)
+    def test_what_every_call_would_get_stops_the_job_at_once(self, job: Job, fault: str) -> None:
+        job.write(prompts=100)
         with MockServer(f"ok*11,{fault}*") as server:  # the first request asks for the models
             outcome = job.run(server)
             assert len(asked(server)) <= 10 + 2 * CONCURRENCY
@@ -85,8 +94,8 @@ class TestErrors:
         assert len(job.results()) == 10
         assert all("answer" in result for result in job.results())
 
-    def test_a_prompt_that_fails_for_good_is_not_asked_again(self, tmp_path: Path) -> None:
-        job = Job(tmp_path, prompts=3)
+    def test_a_prompt_that_fails_for_good_is_not_asked_again(self, job: Job) -> None:
+        job.write(prompts=3)
         with MockServer("ok,400,length") as server:
             assert job.run(server).code == 0
             assert job.run(server).code == 0
@@ -96,10 +105,8 @@ class TestErrors:
         assert "(400, " in errors
         assert "answered" in errors
 
-    def test_a_transient_error_is_retried_and_asked_again_by_the_next_run(
-        self, tmp_path: Path
-    ) -> None:
-        job = Job(tmp_path, prompts=1)
+    def test_a_transient_error_is_retried_and_asked_again_by_the_next_run(self, job: Job) -> None:
+        job.write(prompts=1)
         with MockServer("ok,empty") as server:
             job.run(server)
             job.run(server)
@@ -118,16 +125,21 @@ class TestErrors:
         ('{"id": 0, "prompt": "again"}', "two lines have the same id"),
     ],
 )
-def test_a_wrong_input_file_is_one_sentence(tmp_path: Path, line: str, reason: str) -> None:
-    job = Job(tmp_path, prompts=1)
+def test_a_wrong_input_file_is_one_sentence(
+    job: Job, run_script: RunScript, line: str, reason: str
+) -> None:
+    job.write(prompts=1)
     job.prompts.write_text(f"{job.prompts.read_text('utf-8')}\n{line}", "utf-8")
-    outcome = run(*job.arguments(), "--offline", MISTRAL_NO_NOTICE="1")
+    outcome = run_script("batch_job", *job.files, "--offline")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert reason in outcome.err
 
 
-def test_a_missing_file_and_a_missing_name_are_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_missing_name_are_one_sentence(
+    tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MISTRAL_NO_NOTICE", "1")
     missing = str(tmp_path / "prompts.jsonl")
     for arguments, code in (([missing], 2), ([missing, str(tmp_path / "out")], 1)):
-        outcome = run(SCRIPT, *arguments, "--offline", MISTRAL_NO_NOTICE="1")
+        outcome = run_script("batch_job", *arguments, "--offline")
         assert (outcome.code, outcome.err.count("\n")) == (code, 1), outcome.err

@@ -1,11 +1,14 @@
 """The simulations: virtual time, tables, pictures, and what the pages say about them.
 
-That the command prints these tables and draws these pictures is tested in test_transcripts.py.
+`make test` draws a part of each simulation, with the helpers of lib, because all of them take a
+quarter of a minute. Continuous integration and `make soak` draw all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import random
 import re
 import sys
@@ -17,12 +20,12 @@ from xml.etree import ElementTree
 import pytest
 
 from conftest import RunScript
-from examples.simulations import rate_limit
-from examples.simulations.chart import PLOT_HEIGHT, WIDTH
-from examples.simulations.report import Report, show
+from examples.simulations import fleet, jitter, rate_limit, retry_storm
+from examples.simulations.chart import PLOT_HEIGHT, WIDTH, Line, Panel, draw
+from examples.simulations.report import DEFAULT_SEED, Report, show
 from examples.simulations.virtual_time import simulate
 from examples.support.lesson import UsageError
-from support import EXPECTED, ROOT, run_in_threads
+from support import EXPECTED, ROOT, run, run_in_threads
 
 FOLDER = ROOT / "examples" / "simulations"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -178,7 +181,43 @@ class TestCommand:
             show({"blocked": lambda seed: Report("table", "picture")})
 
     def test_another_seed_is_another_run(self) -> None:
-        assert rate_limit.report(3) == rate_limit.report(3) != rate_limit.report(4)
+        assert rate_limit.report(3) != rate_limit.report(4)
+
+
+class TestDrawing:
+    """What the helpers of lib do today is what the tables and pictures show."""
+
+    @pytest.mark.skipif("SOAK_CALLS" not in os.environ, reason="takes 20 seconds: make soak")
+    def test_command_draws_all_tables_and_pictures(self, tmp_path: Path) -> None:
+        code, out, _ = run(str(FOLDER), "--output", ".", cwd=tmp_path, timeout=240)
+        assert (code, out) == (0, TABLES)
+        for name in PICTURES:
+            assert (tmp_path / f"{name}.svg").read_bytes() == committed(name)
+
+    def test_jitter(self) -> None:
+        result = jitter.average(190, "backoff with full jitter", DEFAULT_SEED)
+        row = rows("Jitter")["backoff with full jitter"]
+        assert (f"{result.writes:,.0f}", f"{result.seconds:.2f}") == (row[3], row[7])
+
+    def test_retry_storm(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first run of each policy is the one that is drawn."""
+        monkeypatch.setattr(retry_storm, "RUNS", 1)
+        table, picture = retry_storm.report(DEFAULT_SEED)
+        assert picture.encode() == committed("retry_storm")
+        for row in table.splitlines()[5:]:
+            assert row.rpartition("    ")[0] in TABLES
+
+    def test_fleet(self) -> None:
+        until = fleet.FLEETS["1 process"][1][-1]
+        lib = functools.partial(fleet.run, fleet.Service, fleet.Rule, fleet.with_a_spike, until)
+        flaky = functools.partial(fleet.run, fleet.FlakyService, fleet.Rule, fleet.steady, 30)
+        traffic = simulate(lib, seed=DEFAULT_SEED)
+        points = retry_storm.per_second(traffic.requests, until)
+        line = Line("successes give back", "blue", points)
+        drawn = draw("", "", [Panel("", "", (0, until), (0, 1500), [line])])
+        assert re.findall("<polyline.*>", drawn)[0].encode() in committed("fleet")
+        succeeded = simulate(flaky, seed=DEFAULT_SEED).success_rate()
+        assert f"{succeeded:.1%}" == rows("Fleet")["successes give back"][4] + "%"
 
 
 class TestResults:

@@ -366,7 +366,7 @@ class TestWhereverItStrikes:
                     ends.append("Timeout")
                 monkeypatch.undo()
                 monkeypatch.setenv("REQUESTS_CA_BUNDLE", CERTIFICATE)
-                gc.collect()
+        gc.collect()
         assert set(ends) == {"Timeout", "Hello"}
 
 

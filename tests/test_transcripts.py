@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from commands import LESSONS, SIMULATIONS, TRANSCRIPTS
+from commands import LESSONS, TRANSCRIPTS
 from conftest import Commands
 from support import SCRIPTS, transcript, without_time
-
-PICTURES = sorted(path.name for path in SIMULATIONS.glob("*.svg"))
 
 # Each request's arrival and duration in seconds, and its outcome.
 TIMELINES = {
@@ -55,9 +53,3 @@ def test_trace_shows_when_each_request_arrived(name: str, commands: Commands) ->
     assert [line.rpartition("| ")[2] for line in lines] == [outcome for *_, outcome in expected]
     for line, (seconds, *_) in zip(lines, expected, strict=True):
         assert -0.1 <= float(line.partition(" s ")[0]) - seconds <= 0.6  # a busy machine is late
-
-
-@pytest.mark.parametrize("picture", PICTURES)
-def test_simulation_draws_its_picture(picture: str, commands: Commands) -> None:
-    committed = (SIMULATIONS / picture).read_bytes().replace(b"\r\n", b"\n")  # as git may have it
-    assert (commands("simulations").folder / picture).read_bytes() == committed

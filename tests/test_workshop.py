@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
 from commands import CHANGES, WORKSHOP, Change
-from conftest import Commands
+from conftest import RunScript
 from examples.failure_scenarios import SCENARIOS
 from examples.support.timeline import timeline
 from lib.mock_server import LoggedRequest
@@ -47,12 +48,24 @@ def test_every_lesson_has_a_change() -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.script)
-def test_change_prints_what_the_page_says(change: Change, commands: Commands) -> None:
+def test_change_prints_what_the_page_says(
+    change: Change,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    run_script: RunScript,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     source = (ROOT / "examples" / f"{change.script}.py").read_text("utf-8")
     if source.count(change.before) != 1 and not os.environ.get("CI"):
         pytest.skip(f"it has been changed already: git restore examples/{change.script}.py")
     assert source.count(change.before) == 1
-    outcome = commands(f"changed {change.script}").outcome
+    changed = source.replace(change.before, change.after)
+    (tmp_path / f"{change.script}.py").write_text(changed, "utf-8")
+    monkeypatch.setenv("MISTRAL_LOG_FILE", str(tmp_path / "errors.log"))
+    if change.script != "03_rate_limits":  # the slow responses there need real time
+        request.getfixturevalue("clock")
+        monkeypatch.setenv("MISTRAL_TIMEOUT", "0.7")
+    outcome = run_script(change.script, *change.arguments.split(), folder=tmp_path)
     assert change.shown in outcome.out, outcome.err
 
 
