@@ -70,7 +70,7 @@ NUMBERS = {
 # What is wrong with a word that begins like this.
 DIAGNOSES = {
     r"\S*\s": "separate words with commas",
-    r"(\w+)x([0-9]+)$": r"did you mean \1*\2?",
+    r"([0-9A-Za-z_]+)x([0-9]+)$": r"did you mean \1*\2?",
     r"[0-9]+(:|$)": "a status is a number from 400 to 599; seconds, below 100000, follow a colon",
 }
 MAX_REPEATS = 1_000_000
@@ -96,7 +96,7 @@ def _split(script: str) -> list[str]:
     words = [word.strip() for word in script.split(",")] if script else []
     for word in words[:-1]:
         if word.endswith("*"):
-            raise ValueError(f"'{ascii(word)[1:-1]}' never ends, so nothing may follow it")
+            raise ValueError(f"{_quoted(word)} never ends, so nothing may follow it")
     return words
 
 
@@ -108,7 +108,9 @@ def _parse_counted(word: str) -> Iterator[Fault]:
         return itertools.repeat(fault)
     times = times if star else "1"
     if not re.fullmatch("[0-9]{1,7}", times) or not 1 <= int(times) <= MAX_REPEATS:
-        raise ValueError(f"'{word}': repeat it 1 to {MAX_REPEATS} times, or always with a bare *")
+        raise ValueError(
+            f"{_quoted(word)}: repeat it 1 to {MAX_REPEATS} times, or always with a bare *"
+        )
     return itertools.repeat(fault, int(times))
 
 
@@ -116,10 +118,12 @@ def _parse_share(word: str) -> tuple[float, Fault]:
     """Parse a word with a percentage, such as 503@20%."""
     text, at, percent = word.partition("@")
     if not at:
-        raise ValueError(f"'{word}': words with @ come last; they apply to all later requests")
+        raise ValueError(
+            f"{_quoted(word)}: words with @ come last; they apply to all later requests"
+        )
     fault = _parse_fault(text, word)
     if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?%", percent) or float(percent[:-1]) > 100:
-        raise ValueError(f"'{word}': a share is a percentage up to 100, such as 503@20%")
+        raise ValueError(f"{_quoted(word)}: a share is a percentage up to 100, such as 503@20%")
     return float(percent[:-1]) / 100, fault
 
 
@@ -139,7 +143,12 @@ def _parse_fault(text: str, word: str) -> Fault:
             kind = known.form.partition(":")[0].lower()
             seconds = float(numbers["seconds"]) if "seconds" in numbers else None
             return Fault(kind, int(numbers.get("status", 200)), seconds)
-    raise ValueError(f"unknown fault '{ascii(word)[1:-1]}': {_diagnosis(text)}")
+    raise ValueError(f"unknown fault {_quoted(word)}: {_diagnosis(text)}")
+
+
+def _quoted(word: str) -> str:
+    """Return the word as it may be printed: without terminal codes and line ends."""
+    return f"'{ascii(word)[1:-1]}'"
 
 
 def _pattern(form: str) -> str:
@@ -151,7 +160,7 @@ def _pattern(form: str) -> str:
 def _diagnosis(text: str) -> str:
     """Return what is wrong with an unknown word, or what to write instead."""
     for pattern, diagnosis in DIAGNOSES.items():
-        if match := re.match(pattern, text, re.ASCII):
+        if match := re.match(pattern, text):
             return match.expand(diagnosis)
     name = text.partition(":")[0]
     words = {word.form.partition(":")[0]: word for word in VOCABULARY}
