@@ -59,14 +59,6 @@ ROLES = ("system", "user", "assistant", "tool")
 CLOSED = "the stream was closed before its end"
 
 
-@dataclass(frozen=True)
-class _Options:
-    """The timeouts of a client's calls, in seconds."""
-
-    timeout: tuple[float, float]
-    total_timeout: float
-
-
 class MistralClient:
     """Call the Mistral API. Thread-safe.
 
@@ -230,8 +222,9 @@ class ChatStream(Iterator[str]):
 
     def __next__(self) -> str:
         with self._reading:
-            for piece in self._pieces:
-                return piece
+            piece = next(self._pieces, None)
+        if piece is not None:
+            return piece
         if self._is_closed and not self._is_whole:
             raise APIStreamBrokenError(CLOSED, "".join(self._received))
         raise StopIteration
@@ -261,6 +254,7 @@ class ChatStream(Iterator[str]):
     def _read(
         self, transport: Transport, payload: bytes, options: _Options
     ) -> Generator[str, None, None]:
+        """Send the request and yield the text of its response, piece by piece."""
         self._deadline = deadline = total_timeout(options.total_timeout)
         if self._is_closed:
             return
@@ -298,6 +292,14 @@ class ChatStream(Iterator[str]):
                     "the stream ended without a finish reason or its end mark, [DONE]"
                 )
         yield self._answer.end()
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The timeouts of a client's calls, in seconds."""
+
+    timeout: tuple[float, float]
+    total_timeout: float
 
 
 def _check_timeout(timeout: float | tuple[float, float]) -> tuple[float, float]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Read what a response with the status 200 holds: a completion, an event of a stream, an error.
+"""Read what a 2xx response holds: a completion, an event of a stream, an error.
 
     >>> body = b'{"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}'
     >>> completion = read_completion(parse_body(body), Limits())
@@ -97,7 +97,7 @@ def read_completion(content: Fields, limits: Limits) -> ChatCompletion:
 
 
 class StreamedAnswer:
-    """Put together what the events of a stream say, one after another.
+    """Put together what the events of a stream say, in order.
 
     ``size`` is the number of characters in the text and in the arguments of tool calls.
     """
