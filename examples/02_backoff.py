@@ -12,13 +12,13 @@ do not retry together.
 Most 4xx errors are not retried, because the same request would fail again. Retry only what is
 safe to do twice: a chat call is, although both attempts may be billed. Sending an email is not.
 
-A retrier also has a budget for its retries. Each retry costs a token, and a call that succeeds
-gives the tokens of its retries back. Without the budget, three attempts per call would triple
-the load on an overloaded service and keep it down. When the budget is empty, the error is
+A retrier also has a budget for its retries. Each retry costs a retry token, and a call that
+succeeds gives the tokens of its retries back. Without the budget, three attempts per call would
+triple the load on an overloaded service and keep it down. When the budget is empty, the error is
 raised at once, and `on_give_up` gets the reason "retry budget exhausted".
 
-Still unsolved: it slows down only after the server has rejected a request. Example 3
-fixes that.
+Still unsolved: the program slows down only after the server has rejected a request. Example 3 fixes
+that.
 """
 
 import sys

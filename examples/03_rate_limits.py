@@ -7,7 +7,7 @@
 The limiter spaces the requests evenly, so the server has no reason to reject one. If it still
 sends a 429, the script waits as long as the Retry-After header asks.
 
-Still unsolved: it keeps calling a service that is down. Example 4 fixes that.
+Still unsolved: the program keeps calling a service that is down. Example 4 fixes that.
 """
 
 import json

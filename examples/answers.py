@@ -1,4 +1,4 @@
-"""A 200 is not yet an answer: it can be cut off, empty, filtered, or not the JSON you asked for.
+"""Answers: the answer in a 200 can be cut off, empty, filtered, or not the JSON you asked for.
 
     python examples/answers.py --trace
     python examples/answers.py --faults 'empty*'       # every answer is empty
@@ -7,7 +7,7 @@
 The server responds with 200 to each of these requests, so no error handling of the other lessons
 notices anything. `check_answer` looks at the finish reason and at the text. What to do differs:
 
-- Empty: ask again. It is the only case that the same request can cure.
+- Empty: ask again. This is the only case in which the same request can help.
 - Cut off: allow more tokens, or ask for a shorter answer. The same request is cut off again, and
   billed again.
 - Filtered: change the prompt.
@@ -76,7 +76,7 @@ def show(title: str, action: Callable[[], str]) -> None:
 
 
 def reply(body: dict[str, Any]) -> str | None:
-    """Answer like a model that forgets a field, and corrects it when it is told so."""
+    """Answer like a model that forgets a field, and adds it when the prompt says so."""
     prompt = str(body["messages"][-1]["content"])
     if not prompt.startswith(JSON_PROMPT):
         return None  # the mock server's usual answer

@@ -3,10 +3,11 @@
     python examples/batch_job.py                                # the demonstration
     python examples/batch_job.py prompts.jsonl answers.jsonl    # lines like {"id": 1, "prompt": ""}
 
-Each result is written as soon as it is there. Kill the job and start it again: it asks only what is
-not done yet. It stops at once if every further call would fail too, for example with a 401. In the
-demonstration, the large model's quota is used up after five answers, and a second run asks the
-small model. The retry budget fits the concurrency: an outage fails all calls in flight together.
+Each result is written as soon as it arrives. Kill the job and start it again: it asks only the
+prompts that are not done yet. It stops at once if every further call would fail too, for example
+with a 401. In the demonstration, the large model's quota is used up after five answers, and a
+second run asks the small model. The retry budget is sized for the concurrency, because in an outage
+all calls in flight fail together.
 """
 
 import asyncio

@@ -5,14 +5,16 @@
     python examples/failover.py --faults 401        # a wrong key: no other model helps
 
 Each model has a circuit breaker of its own, because one can be down while the other works. While
-the first model's circuit is open, it gets no requests but the probes, so no question waits for it.
-When a probe succeeds, the first model answers again.
+the first model's circuit is open, the model gets only the probes, so no question waits for it. When
+a probe succeeds, the first model answers again.
 
-Switch the retries of your SDK off, for example `OpenAI(max_retries=0)`. With them, each question
-would wait for three attempts before the second model is asked. Retry around all of it, if at all.
+Switch off the retries of your SDK, for example with `OpenAI(max_retries=0)`. With them, each
+question would wait for three attempts before the second model is asked. If you retry, put the
+retries around both models.
 
-A wrong key is raised at once: the second model would reject it, too. The users should know that
-another model answers, because its answers may be worse, and so should you, because it costs more.
+The error for a wrong key is raised at once, because the second model would reject the key, too.
+Tell the users that another model answers, because its answers may be worse. You should know it too,
+because it may cost more.
 """
 
 import sys

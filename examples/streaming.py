@@ -2,11 +2,12 @@
 
     python examples/streaming.py
     python examples/streaming.py --faults drop,drop --trace   # broken before the first word
-    python examples/streaming.py --faults ok,truncate         # it ends, but not with its end
+    python examples/streaming.py --faults ok,truncate         # it ends without its end mark
 
 A stream does not need a long read timeout, since the timeout applies to the silence between
 two pieces. But a stream can break off when the user has already seen half of the answer. Some
-servers then end it as if it were complete; only a finish reason or [DONE] says that it is.
+servers then end it as if it were complete; only a finish reason or [DONE] shows that it is
+complete.
 """
 
 import sys

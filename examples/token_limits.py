@@ -2,9 +2,9 @@
 
     python examples/token_limits.py
 
-An LLM API limits tokens as well as requests, but how many a call uses is known only
-afterwards. So each call reserves an estimate, which assumes the longest answer. When the
-response arrives, the reservation is settled: the tokens really used replace the estimate.
+An LLM API limits tokens as well as requests, but how many a call uses is known only afterwards. So
+each call reserves the tokens that the longest allowed answer would need. When the response arrives,
+the reservation is settled: the tokens that the call used replace the estimate.
 
 The account here allows 60 tokens per minute. Without settling, the second call would have to
 wait for a minute, because the estimates of two calls do not fit.

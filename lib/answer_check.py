@@ -11,9 +11,10 @@ and of the openai and mistralai SDKs.
     lib.answer_check.TruncatedAnswerError: the answer was cut off at its token limit: raise \
 max_tokens or ask for a shorter answer
 
-An API that limits the length of an answer cuts it off, and responds with 200 all the same. So
-does a content filter. ``finish_reason`` says why the model stopped: "stop" means that the answer
-is whole. If you ask for a cut-off answer again, unchanged, it is cut off and billed again.
+If an answer reaches the API's limit, it is cut off, but the status is 200. It is also 200 if a
+content filter withholds the answer. ``finish_reason`` says why the model stopped: "stop" means that
+the answer is whole. If you ask for a cut-off answer again, unchanged, it is cut off and billed
+again.
 
 JSON that you asked for may be invalid, or may lack a field. The model can often correct it once
 it is told what is wrong, so ``json_answer`` asks once more, with the error in the prompt:
@@ -46,7 +47,8 @@ MAX_PROBLEM_LENGTH = 500  # characters
 def check_answer(completion: C) -> C:
     """Return the completion if it holds a whole answer. Raise an AnswerError that says why not.
 
-    A completion that calls tools needs no text. Raises TypeError for what is no completion.
+    A completion that calls tools needs no text. Raises TypeError for anything that is not a
+    completion.
     """
     answer = _read(completion)
     if answer.finish_reason in CUT_OFF:
@@ -102,7 +104,7 @@ async def json_answer_async(
 
 
 class AnswerError(Exception):
-    """The response was a 200, but its answer cannot be used; ``text`` is what came of it.
+    """The response was a 200, but its answer cannot be used; ``text`` is the part that came.
 
     This class itself means that the model stopped because of an error of its own.
     """

@@ -76,16 +76,16 @@ class CircuitBreaker:
     """Protect one service. All threads and tasks that call the service share one breaker.
 
     ``failure_threshold`` failures in a row open the circuit, if at least half of the recent
-    calls failed: where many calls run, a row of failures also happens by chance. A past call
-    loses half of its weight every five seconds. More than ``failure_threshold`` recent
-    failures, counted with their weight, are as good as a row. ``counts_as_failure(error)``
+    calls failed. If many calls run, some failures in a row also happen by chance. A past call loses
+    half of its weight every five seconds. More than ``failure_threshold`` recent failures, counted
+    with their weight, have the same effect as failures in a row. ``counts_as_failure(error)``
     decides which errors count. An error that does not count changes nothing, and neither does
     Ctrl-C or a cancelled task.
 
     ``recovery_timeout`` seconds later the circuit is half-open: one call, the probe, goes
     through. If it succeeds, the circuit closes; if it fails, the circuit opens again. If it
-    has not ended after another ``recovery_timeout`` (at least a second), the next call is the
-    probe in its place.
+    has not ended after another ``recovery_timeout`` (at least a second), the next call becomes the
+    probe instead.
 
     A call inside a running call of the same breaker is part of it: it goes through, and only
     the outcome of the outer one counts. Each change of the state is logged at INFO, with the
@@ -233,7 +233,7 @@ class CircuitBreaker:
             _check_that_it_has_started(result)
         state = call.state
         if isinstance(state, _Closed):
-            state.successes += 1  # without the lock: it does not matter if one gets lost
+            state.successes += 1  # without the lock: it does not matter if a success is not counted
             if state.failures_in_a_row:
                 with self._lock:
                     state.failures_in_a_row = 0
@@ -332,7 +332,7 @@ class _Open:
         return not self.probe.ended and time.monotonic() < self._probe_deadline
 
     def admit(self, probe: _Call, timeout: float) -> None:
-        """Let the call be the probe; the outcome of the one before it will be ignored."""
+        """Make the call the probe; the outcome of the probe before it will be ignored."""
         self.name = "half-open"
         self.probe.state = None
         self.probe = probe
@@ -340,7 +340,7 @@ class _Open:
 
 
 class _Call:
-    """A call through a breaker: the state that it began under, and whether it has ended."""
+    """A call through a breaker: the circuit's state when it began, and whether it has ended."""
 
     breaker: CircuitBreaker
     outer: _Call | None = None  # the call that it runs inside of
@@ -348,7 +348,7 @@ class _Call:
     ended = False
 
     def is_part_of_another(self) -> bool:
-        """Return True if it runs inside a running call of the same breaker."""
+        """Return True if the call runs inside another call of the same breaker."""
         outer = self.outer
         while outer and (outer.ended or outer.breaker is not self.breaker):
             outer = outer.outer
@@ -360,7 +360,7 @@ _breakers: weakref.WeakSet[CircuitBreaker] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """Free the locks that other threads held at the fork, and leave the calls of the parent."""
+    """Free the locks that other threads held at the fork, and forget the parent's calls."""
     _calls.set(None)
     for breaker in _breakers:
         breaker._reset_after_fork()
@@ -395,7 +395,10 @@ def _not_awaited(result: object) -> TypeError:
 
 
 def _check_that_it_has_started(generator: Any) -> None:
-    """Raise TypeError for a new generator. An async one does not tell before Python 3.12."""
+    """Raise TypeError for a generator that has not started, and for any async generator.
+
+    Before Python 3.12, an async generator does not show whether it has started.
+    """
     is_plain = isinstance(generator, GeneratorType)
     if is_plain and inspect.getgeneratorstate(generator) != inspect.GEN_CREATED:
         return
@@ -406,7 +409,7 @@ def _check_that_it_has_started(generator: Any) -> None:
 
 
 def _predicate(name: str, function: F) -> F:
-    if isinstance(function, type):  # calling it makes an exception, which is true
+    if isinstance(function, type):  # calling it makes an instance, which is always true
         what = function.__name__
         raise ValueError(
             f"{name} must be a function that takes the error, got the class {what}: "

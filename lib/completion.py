@@ -9,9 +9,9 @@
 It does no I/O; ``client.py`` sends and receives. Needs ``errors.py`` and ``event_stream.py``
 beside it.
 
-A response is read for what is in it: what the server left out, or wrote in another way than
-Mistral does, is left empty, since you have paid for the rest. Only what holds no answer at
-all is an error. So are errors that a server reports inside a 200.
+A field that the server left out, or wrote in another way than Mistral does, stays empty. It is
+not an error, since you have paid for the rest of the answer. It is an error if a response holds
+no answer at all, or if the server reports an error inside a 200.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Fields(dict[str, Any]):
-    """Fields of a record whose names are ours: a secret can only be in their values."""
+    """Fields of a record whose names are fixed: a secret can only be in their values."""
 
 
 def _error_fields(error: BaseException) -> Fields:
@@ -309,7 +309,7 @@ VALUE = rf"""(?(quote)(?:(?!(?P=quote))[^\\]|\\.)+|{WORD})"""  # up to the closi
 
 
 class TextWithSecret(NamedTuple):
-    """An example, in which ``{}`` is the secret, and patterns: what is before it, and itself."""
+    """An example (``{}`` is the secret), the pattern of what precedes a secret, and its own."""
 
     example: str
     before: str
@@ -348,7 +348,7 @@ PATTERNS = [
     re.compile(rf"(?P<before>{row.before})(?!\[redacted)(?:{row.secret})", re.IGNORECASE | re.ASCII)
     for row in TEXTS_WITH_SECRETS
 ]
-# A text in lower case without any of these matches no pattern, and is no secret's name.
+# A lowercase text without any of these matches no pattern and is not the name of a secret.
 HINTS = (
     "key", "token", "pass", "secret", "authorization", "cookie", "credential", "bearer", "basic",
     "sig", "://", "sk-", "sk_", "aiza", "ghp_", "github_pat_", "hf_", "glpat-", "xox", "eyj",
@@ -486,7 +486,7 @@ def _encodings(secret: str) -> set[str]:
 
 
 def _base64_forms(secret: bytes) -> list[str]:
-    """Return what Base64 makes of a secret, whatever stands before and after it."""
+    """Return the Base64 forms of a secret, whatever text stands before and after it."""
     forms = []
     for bytes_before, unsure in ((0, 0), (1, 2), (2, 3)):  # characters that depend on them
         encoded = base64.b64encode(bytes(bytes_before) + secret).decode()

@@ -9,10 +9,10 @@
 
 It does no I/O. Copy this file alone: it needs the standard library only.
 
-After the HTML standard, 9.2.6, "Interpreting an event stream", with two exceptions that keep
-what servers of LLMs send. An event at the end of the stream counts without the empty line
-that should follow it. A field named "error" makes an event with that name: older llama.cpp
-servers report their errors like this.
+After the HTML standard, 9.2.6, "Interpreting an event stream", with two exceptions, because LLM
+servers differ from it. The last event of the stream counts even without the empty line that should
+follow it. A field named "error" makes an event with that name: older llama.cpp servers report their
+errors like this.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Event(NamedTuple):
 
 
 class EventStream:
-    """Turn the bytes of one response into events, however the bytes are cut into pieces.
+    """Turn the bytes of one response into events, however the bytes are split.
 
     ``size`` is the number of characters since the last empty line: those of the event that is
     not complete yet.

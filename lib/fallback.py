@@ -41,9 +41,9 @@ def is_client_error(error: Exception) -> bool:
 
     With an HTTP status (``status_code`` or ``response.status_code``), that means a 4xx other
     than 408, 409 and 429: a wrong key, for example, or a malformed request. Without a status,
-    it means that the error has ``retryable = False`` and is no TimeoutError, as those of your
-    own limiters are. An error with ``another_model_may_help = True`` never is a mistake: the
-    prompt may be too long for this model only, or the model unknown.
+    it means that the error has ``retryable = False`` and is not a TimeoutError (the errors of your
+    own limiters are TimeoutErrors). An error with ``another_model_may_help = True`` is never such a
+    mistake: the prompt may be too long for this model only, or the model unknown.
     """
     if getattr(error, "another_model_may_help", False) or isinstance(error, TimeoutError):
         return False
@@ -194,14 +194,17 @@ def _text(error: Exception) -> str:
 
 
 def _is_new_generator(value: object) -> bool:
-    """Return True also for an async generator that has started: before 3.12, it does not tell."""
+    """Return True for a generator that has not started, and for any async generator.
+
+    Before Python 3.12, an async generator does not show whether it has started.
+    """
     if isinstance(value, GeneratorType):
         return inspect.getgeneratorstate(value) == inspect.GEN_CREATED
     return isinstance(value, AsyncGeneratorType)
 
 
 def _predicate(name: str, function: F) -> F:
-    if isinstance(function, type):  # calling it makes an exception, which is true
+    if isinstance(function, type):  # calling it makes an instance, which is always true
         what = function.__name__
         raise ValueError(
             f"{name} must be a function that takes the error, got the class {what}: "

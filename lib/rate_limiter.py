@@ -100,8 +100,8 @@ class RateLimiter:
             if slot > caller.gives_up_at:
                 raise RateLimitTimeoutError(f"no request may start within {caller.timeout:g} s")
             return slot - now
-        # If this start is late, count it as on time, so that the next slot does not move. But not
-        # if it is late by an interval, or by more than the pace leaves over in a minute.
+        # If this start is late, count it as on time, so that the next slot does not move. The
+        # exceptions: it is late by an interval, or by more than the pace leaves free in a minute.
         due = max(self._next_slot, caller.arrived_at)
         self._next_slot = (due if now - due < min(interval, 60 / PACE - 60) else now) + interval
         return 0.0
@@ -121,10 +121,10 @@ class RateLimiter:
 
 
 class Caller:
-    """A caller that waits in line: for what, since when, until when, behind how many others.
+    """A caller in line: what it waits for, since when, until when, behind how many others.
 
-    ``attempt(caller)`` returns 0 if it succeeds, else the seconds until it is worth another
-    one. It raises an error when the caller must give up.
+    ``attempt(caller)`` returns 0 if it succeeds, or else the seconds to wait before the next
+    attempt. It raises an error when the caller must give up.
     """
 
     def __init__(self, attempt: Attempt, timeout: float | None, on_wait: OnWait = None) -> None:
@@ -173,14 +173,15 @@ class Line:
         _lines.add(self)
 
     def begin_afresh(self) -> None:
-        """Forget all callers, and whoever holds the lock."""
+        """Forget all callers, and make a new lock: a thread may have held the old one at a fork."""
         self.lock = threading.RLock()
         self.callers: OrderedDict[Caller, None] = OrderedDict()  # to leave it costs O(1)
 
     def wait(self, caller: Caller, sleep: Callable[[float], object]) -> float:
         """Wait until an attempt of the caller succeeds. Return the seconds waited.
 
-        It makes one on arrival; the others when it is first, and after each ``sleep``.
+        The first attempt is made on arrival, the others when the caller is first, and after each
+        ``sleep``.
         """
         self.wake_first()
         if (seconds := self._try(caller)) == 0:
@@ -260,7 +261,7 @@ _lines: weakref.WeakSet[Line] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """The child has none of the threads that waited in the parent, or that held a lock."""
+    """Empty the lines: the child has none of the threads that waited or held a lock."""
     for line in list(_lines):
         line.begin_afresh()
 

@@ -5,8 +5,8 @@
         resilient = ResilientMistralClient(client)
         print(resilient.chat([{"role": "user", "content": "Hello!"}]).content)
 
-``pipeline.py`` says how the helpers nest and why. This file adds what belongs to the client:
-each attempt gets the time that is left, and the failed attempts are remembered.
+``pipeline.py`` says how the helpers nest and why. This file adds two things: each attempt gets the
+time that is left, and the failed attempts are remembered.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_REMEMBERED_ERRORS = 100
 
 
 class RememberedError(TypedDict):
-    """One failed attempt; ``timestamp`` is in UTC and looks as in the log file."""
+    """One failed attempt; ``timestamp`` is in UTC, in the format of the log file."""
 
     type: str
     message: str

@@ -49,7 +49,7 @@ GiveUpReason = Literal[
 ]  # fmt: skip
 StopRule = Callable[[Exception], GiveUpReason | None]
 
-jitter_random = random.Random()  # not the global one, which programs seed alike in each worker
+jitter_random = random.Random()  # not the global one: programs may seed it alike in each worker
 
 _GENERATORS = (GeneratorType, AsyncGeneratorType)
 _logger = logging.getLogger(__name__)
@@ -69,9 +69,9 @@ class Retrier:
 
     All times are in seconds. After attempt n, the Retrier waits for the Retry-After that the
     server sent, if any, plus a random time between 0 and ``min(max_delay, base_delay *
-    2**(n-1))``. With ``jitter=False``, it waits for the longer of the two. It does not wait
-    but raises the error if the Retry-After is longer than ``max_retry_after``, or if the wait
-    would end after ``total_timeout``, counted from the start of the call (None: no limit).
+    2**(n-1))``. With ``jitter=False``, it waits for the longer of the two. Instead of waiting, it
+    raises the error if the Retry-After is longer than ``max_retry_after``, or if the wait would end
+    after ``total_timeout``, counted from the start of the call (None: no limit).
 
     ``retry_if(error)`` decides whether an error is worth another attempt. ``budget`` limits
     the retries of all calls together; with None, the Retrier makes a RetryBudget of its own.
@@ -147,10 +147,10 @@ class Retrier:
         """Call the operation, with retries. Return its result, or raise its last attempt's error.
 
         The error's ``gave_up`` is the reason for giving up, one of the GiveUpReason texts.
-        ``stop(error)`` may give such a reason, or None: with it, a Pipeline ends the retries
-        of a call when the circuit has opened.
-        KeyboardInterrupt and SystemExit are not retried; they pass through at once. Raises
-        TypeError if the operation returns an awaitable or a generator, which has not run yet.
+        ``stop(error)`` may return such a reason, which ends the retries, or None. A Pipeline uses
+        it to end them when the circuit has opened. KeyboardInterrupt and SystemExit are not
+        retried; they pass through at once. Raises TypeError if the operation returns an awaitable
+        or a generator, which has not run yet.
 
         Retry only what is safe to do twice. A chat call changes nothing on the server, but
         after a timeout the first response may have been generated and billed. If your code
@@ -249,10 +249,10 @@ class Retrier:
 class RetryBudget:
     """Limit the retries of all calls together, so that they cannot keep a service down.
 
-    If a service fails because it is overloaded, three attempts per call triple its load. The
-    budget holds up to ``max_tokens`` tokens and starts full. Each retry takes a token, and a
-    call that succeeds gives back those that its retries took, so only retries that did not
-    help use the budget up. Each success also earns ``tokens_per_success``, and each second
+    If a service fails because it is overloaded, three attempts per call triple its load. The budget
+    holds up to ``max_tokens`` retry tokens and starts full. Each retry takes a token, and a call
+    that succeeds gives back those that its retries took, so only retries that do not help use up
+    the budget. Each success also earns ``tokens_per_success``, and each second
     ``tokens_per_second``. With the defaults, a service that is down gets its normal load, ten
     retries, and one more every 50 seconds.
 
@@ -260,9 +260,10 @@ class RetryBudget:
     With ``max_tokens=math.inf`` it never runs out. Thread-safe. Raises ValueError for a
     wrong argument.
 
-    Giving back is the rule of the AWS SDKs. 10 tokens and 0.1 per success are the numbers of
-    gRPC's retry throttling (proposal A6), where each failed call costs a token. That a retry
-    costs a token, and that time earns some, is from Finagle's RetryBudget.
+    That a successful call gives tokens back is the rule of the AWS SDKs. The numbers (10 tokens,
+    0.1 per success) are those of gRPC's retry throttling (proposal A6), where each failed call
+    costs a token. Two rules are from Finagle's RetryBudget: a retry costs a token, and time earns
+    some.
     """
 
     def __init__(
@@ -361,7 +362,10 @@ def _not_awaited(result: object) -> TypeError:
 
 
 def _check_that_it_has_started(generator: Any) -> None:
-    """Raise TypeError for a new generator. An async one does not tell before Python 3.12."""
+    """Raise TypeError for a generator that has not started, and for any async generator.
+
+    Before Python 3.12, an async generator does not show whether it has started.
+    """
     is_plain = isinstance(generator, GeneratorType)
     if is_plain and inspect.getgeneratorstate(generator) != inspect.GEN_CREATED:
         return
@@ -372,7 +376,7 @@ def _check_that_it_has_started(generator: Any) -> None:
 
 
 def _predicate(name: str, function: F) -> F:
-    if isinstance(function, type):  # calling it makes an exception, which is true
+    if isinstance(function, type):  # calling it makes an instance, which is always true
         what = function.__name__
         raise ValueError(
             f"{name} must be a function that takes the error, got the class {what}: "

@@ -16,7 +16,7 @@ A token is a piece of text, about four characters of English. An LLM API limits 
 well as requests, but how many a call uses is known only when its response has arrived. If a
 limiter always books the worst case, most of the limit is unused. If it books nothing until
 the response arrives, all threads start together and exceed the limit. This one books an
-estimate; settling the reservation replaces the estimate with the tokens really used.
+estimate; settling the reservation replaces the estimate with the tokens that the call used.
 
 After the sliding window log, as described by Nikrad Mahdi in "An alternative approach to
 rate limiting" (Figma, 2017): each entry here is a number of tokens instead of a request.
@@ -188,7 +188,7 @@ class TokenReservation:
 
         A call that the server rejected used 0. Don't settle a call that timed out: the
         server may have done the work, so its estimate must keep counting for a minute.
-        Raises ValueError if the reservation was settled before, or for a negative number.
+        Raises ValueError if the reservation is already settled, or for a negative number.
         """
         self._settle(self, checked_tokens("used", used))
 

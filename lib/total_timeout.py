@@ -11,8 +11,8 @@ ends after 30 seconds, as a ``requests.Timeout``: connecting (to all addresses o
 together), sending, the response's headers, its body and its decompression. A body that you
 read after the block is limited, too.
 
-Not limited: looking up the name of the host, since nothing can interrupt it; what a SOCKS or
-https:// proxy passes on byte by byte; the waits between the retries that you order with
+Three things are not limited: the lookup of the host name, since nothing can interrupt it; a
+response that a SOCKS or https:// proxy passes on byte by byte; and the waits between the retries of
 ``max_retries``. Needs ``requests``, and the urllib3 that comes with it, from 1.26 on.
 """
 

@@ -21,7 +21,7 @@ When these rules hold, the check shows the stretch part. It is the same pool, bu
   thread is woken.
 - close() may fail. The connection is discarded anyway, so its error reaches nobody.
 - KeyboardInterrupt (Ctrl-C) passes through, wherever it strikes, and uses up no permit.
-- Connections may be equal (==), have no hash, and count as False (an empty one).
+- Connections may be equal (==), may have no hash, and may be false (such as an empty one).
 - No lock is held while `is_healthy` or close() runs, either.
 - Threads may do everything at the same moment. No connection, permit or waiting thread gets lost.
 

@@ -9,7 +9,7 @@ Build a monitor that finds out in two ways:
   count, because they say nothing about the current state.
 
 A list of models does not prove that a chat works. If the account's budget is used up, the list
-still comes (200), but every chat fails (402, PaymentRequiredError). So the monitor has a second,
+still arrives (200), but every chat fails (402, PaymentRequiredError). So the monitor has a second,
 more expensive check: `check_chat()` sends a chat whose answer is limited to one token.
 
 A dashboard shows the result of a health check, so the check reports the API's errors and never

@@ -20,7 +20,7 @@ left until then:
 
 - The wait for a slot counts: `limiter.acquire(timeout=...)`.
 - So does each request: `client.with_options(total_timeout=...)`.
-- No attempt begins after the deadline. A lack of time is no failure of the service, so the
+- No attempt begins after the deadline. A lack of time is not a failure of the service, so the
   breaker must not count it.
 
 Write your code between the two marks below, add imports above them, and check it:

@@ -2,9 +2,9 @@
 
     make run-many-processes
 
-The account allows 60 requests per minute. A limiter in each worker paces only that worker, so
-four workers send 240 per minute, and the server rejects most of them. A limiter over Redis
-paces all workers together. Both fleets run at the same time, each against its own server.
+The account allows 60 requests per minute. A limiter in each worker paces only that worker, so four
+workers send 240 per minute, and in the long run the server rejects three of four. A limiter over
+Redis paces all workers together. Both fleets run at the same time, each against its own server.
 """
 
 import contextlib

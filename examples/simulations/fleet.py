@@ -85,7 +85,7 @@ COLOURS = ("grey", "orange", "blue")
 
 
 class Service:
-    """A service with a queue. Of a longer queue than it can work off, it rejects the rest."""
+    """A service with a queue. It rejects new requests while the queue is too long."""
 
     def __init__(self, traffic: Traffic) -> None:
         self.traffic = traffic

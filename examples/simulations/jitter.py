@@ -1,4 +1,4 @@
-"""Simulation: what does jitter buy? Many clients update the same row at the same time.
+"""Simulation: how much work does jitter save? Many clients update the same row at the same time.
 
 A client reads the row and writes it. The write fails if another client has written since
 the read (optimistic concurrency control). Then the client waits and starts again, until it

@@ -1,8 +1,8 @@
 """Simulation: clients reach a server's rate limit. What does pacing save?
 
 The server accepts 600 requests in any 60 seconds. It rejects the others with a 429, whose
-Retry-After says when there will be room. 50 clients share 1,000 calls: each client makes its
-next call as soon as the last one has ended.
+Retry-After says when to try again. 50 clients share 1,000 calls: each client makes its next call as
+soon as the last one has ended.
 """
 
 from __future__ import annotations

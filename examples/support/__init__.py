@@ -1,1 +1,1 @@
-"""What every script needs and no learner has to open: arguments, settings, the console, --trace."""
+"""Code that every script uses, and that you need not read: arguments, settings, --trace."""

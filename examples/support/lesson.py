@@ -36,7 +36,7 @@ FAILED, WRONG_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141  # exit codes, be
 
 
 class UsageError(Exception):
-    """The user's input cannot be right; the message says what to do."""
+    """The user's input is wrong; the message says what to do."""
 
 
 def run_lesson(

@@ -12,9 +12,9 @@ As a command, for curl, another SDK or your own project:
 
 The first argument is a fault script: one word per request says what happens to it (fault
 injection). ``faults.py`` lists the words, and ``effects.py`` says what they do; ``api.py``
-builds the normal responses, and ``answers.py`` what the model says. The failures are real
-HTTP failures over a real socket. The server needs the standard library only, listens on this
-machine only, and accepts any bearer key.
+builds the normal responses, and ``answers.py`` what the model says. The failures are real HTTP
+failures over a real socket. The server needs only the standard library, listens only on this
+machine, and accepts any bearer key.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def content_text(message: dict[str, Any]) -> str:
 def _function_to_call(request: Request) -> Function | None:
     """Return the function to call: the one that is asked for, or the first, or none.
 
-    With tool_choice "any" or "required", each is called once.
+    With tool_choice "any" or "required", each tool is called once.
     """
     choice = request.get("tool_choice") or "auto"
     functions: dict[str, Function] = {

@@ -15,7 +15,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one API says it. If ``parameters`` is None, it accepts any fields."""
+    """What one API accepts and how it reports errors. ``parameters`` None: any fields."""
 
     name: str
     bodies: Mapping[int | str, Body]  # of errors, by status or by fault word

@@ -71,7 +71,7 @@ def _half_json(pieces: list[str]) -> list[str]:
 
 
 def _error_event(api: API, response: Response) -> Response:
-    """Send an error after half of a stream; an error alone if the response is no stream."""
+    """Send an error after half of a stream; only an error if the response is not a stream."""
     error = json.dumps(api.dialect.bodies["streamerror"])
     if not response.stream:
         return replace(response, pieces=[error])

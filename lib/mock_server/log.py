@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Keep what the mock server saw: each request, and what became of it."""
+"""Keep the mock server's log: each request and its outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_BYTES = 100_000_000  # of the requests' bodies
 
 @dataclass
 class LoggedRequest:
-    """One request and its outcome; headers, and so the key, are not kept.
+    """One request and its outcome. Headers are not kept, and so the key is not.
 
     ``arrived`` is a time on the monotonic clock. ``duration`` is the seconds until the
     response was sent or given up; it is None before that. ``outcome`` is the status of the

@@ -3,10 +3,11 @@
 
     python -m lib.resilience_check -- python my_app.py
 
-runs the program once for each rule, against a mock server with the faults of that rule. The
-verdict depends on what the server saw and on what the program made of it. The program may be
-in any language. It finds the server's URL in OPENAI_BASE_URL and MISTRAL_BASE_URL, and a key in
-OPENAI_API_KEY and MISTRAL_API_KEY; it must send its requests there, print the answer, and end.
+runs the program once for each rule, against a mock server with the faults of that rule. The verdict
+depends on which requests the server got, and on what the program did with the responses. The
+program may be in any language. It finds the server's URL in OPENAI_BASE_URL and MISTRAL_BASE_URL,
+and a key in OPENAI_API_KEY and MISTRAL_API_KEY; it must send its requests there, print the answer,
+and end.
 
 In a test, with a function that asks your program:
 

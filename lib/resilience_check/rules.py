@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT-0
 """The rules of the resilience check: what to inject, and how to judge what became of it.
 
-``RULES`` is the table. A judge reads what both sides saw of a run: the requests in the server's
-log, by the server's clock, and what the program made of the responses. It returns "" if the rule
-holds, or else what is wrong; it raises NotTriedError if there is nothing to judge.
-``runs.py`` makes the runs.
+``RULES`` is the table. A judge looks at both sides of a run: the requests in the server's log, with
+the server's times, and what the program did with the responses. It returns "" if the rule holds, or
+else what is wrong; it raises NotTriedError if there is nothing to judge. ``runs.py`` makes the
+runs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Rule(NamedTuple):
 
 
 def result(run: Run, healthy: Run) -> str:
-    """Return what the program made of the responses.
+    """Return what the program did with the responses.
 
     A program reports a failure with an exit code, an exception, or a text that it does not print
     in a run without faults.
@@ -137,9 +137,9 @@ def waits_grow(evidence: Evidence) -> str:
 
 
 def is_spread(evidence: Evidence) -> str:
-    """Judge the last waits of many callers: half of them must not be nearly the same.
+    """Judge the last waits of many callers: the shorter half of them must not be nearly the same.
 
-    It is the shorter half. A busy machine makes some waits longer, but none shorter.
+    The shorter half counts, because a busy machine makes some waits longer, but none shorter.
     """
     waits = sorted(_waits(run)[-1] for run in evidence.runs if len(run.arrivals) > 1)
     if len(waits) < CALLERS / 2:
@@ -151,7 +151,7 @@ def is_spread(evidence: Evidence) -> str:
 
 
 def sends_few(evidence: Evidence) -> str:
-    """Judge how much more a service gets to do while it is down."""
+    """Judge how many requests per call a service gets while it is down."""
     sent = statistics.mean(len(run.requests) for run in evidence.runs)
     calls = statistics.mean(len({each.content for each in run.requests}) for run in evidence.runs)
     if sent <= MOST_REQUESTS_PER_CALL * calls:
@@ -200,7 +200,7 @@ RULES = (
     ),
     Rule(
         "a wrong key is sent once", "401*", is_sent_once,
-        "A key that is wrong stays wrong; some APIs block those who keep trying.", ERRORS,
+        "A wrong key stays wrong, and some APIs block clients that keep trying.", ERRORS,
     ),
     Rule(
         "a wrong request is sent once", "400*", is_sent_once,
@@ -208,15 +208,15 @@ RULES = (
     ),
     Rule(
         "a quota that is used up is not retried", "noquota*", is_sent_once,
-        "This 429 does not pass by waiting: the limit is 0, or the budget is spent.", LIMITS,
+        "Waiting does not help after this 429: the limit is 0, or the quota is used up.", LIMITS,
     ),
     Rule(
         "Retry-After is kept", f"429:{RETRY_AFTER}", keeps_retry_after,
-        "A request that comes earlier is refused again, and counts against your limit.", LIMITS,
+        "A request that comes earlier is rejected again, and counts against your limit.", LIMITS,
     ),
     Rule(
         "a day of Retry-After is not waited for", "429:86400*", gives_up,
-        "A caller that waits for a day hangs; one that ignores the header is refused.", LIMITS,
+        "A caller that waits for a day hangs; one that ignores the header is rejected.", LIMITS,
     ),
     Rule(
         "waits grow", OUTAGE, waits_grow,
@@ -224,7 +224,7 @@ RULES = (
     ),
     Rule(
         "retries are spread", OUTAGE, is_spread,
-        "Callers that fail together and come back together are the next peak of load.", RETRIES,
+        "Callers that fail together and retry together cause the next peak of load.", RETRIES,
         CALLERS,
     ),
     Rule(
@@ -234,7 +234,7 @@ RULES = (
     ),
     Rule(
         "retries end", OUTAGE, ends,
-        "A caller that never gives up holds its thread and its user for ever.", NUMBERS, CALLERS,
+        "A caller that never gives up blocks its thread, and its user, forever.", NUMBERS, CALLERS,
     ),
     Rule(
         "silence ends", "timeout*", ends,
@@ -257,7 +257,7 @@ RULES = (
     ),
     Rule(
         "a broken stream is an error", "cut*", is_an_error,
-        "Half of an answer looks whole to the user.", STREAMS, needs_stream=True,
+        "To the user, half of an answer can look like a whole one.", STREAMS, needs_stream=True,
     ),
     Rule(
         "a stalled stream is an error", "stall*", is_an_error,

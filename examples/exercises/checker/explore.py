@@ -1,4 +1,4 @@
-"""Find races without luck: interrupt a thread at each instruction, with the same result each time.
+"""Find race conditions reliably: interrupt a thread at each instruction, the same way each time.
 
 A missing lock shows only if a thread is interrupted at the wrong instruction and another thread
 runs. By chance, that happens perhaps once in a million calls. ``explore`` makes it happen. It runs
