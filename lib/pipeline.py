@@ -335,7 +335,7 @@ class RequestLimiter(Protocol):
 
 
 class TokensLimiter(Protocol):
-    """What a Pipeline calls of a TokenLimiter."""
+    """What a Pipeline calls of a TokenLimiter or SharedTokenLimiter."""
 
     def reserve(self, estimate: int, timeout: float | None = None) -> TokensReservation:
         """Wait for room, book the tokens and return the reservation."""

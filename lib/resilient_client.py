@@ -15,14 +15,14 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Protocol, TypedDict, TypeVar
 
 from .circuit_breaker import CircuitBreaker
 from .client import ChatCompletion, ChatStream, MistralClient
 from .error_logger import ErrorLogger
-from .pipeline import Attempt, Pipeline, RequestLimiter
+from .pipeline import Attempt, Pipeline, RequestLimiter, TokensLimiter
 from .retry import Retrier
-from .token_limiter import TokenLimiter, estimate_tokens
+from .token_limiter import estimate_tokens
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class ResilientMistralClient:
         retrier: Retrier | None = None,
         breaker: CircuitBreaker | None = None,
         limiter: RequestLimiter | None = None,
-        token_limiter: TokenLimiter | None = None,
+        token_limiter: ObservingTokensLimiter | None = None,
         logger: ErrorLogger | None = None,
     ) -> None:
         self.client = client
@@ -210,3 +210,10 @@ def _text(error: Exception) -> str:
     with contextlib.suppress(Exception):
         return str(error)
     return "<unreadable>"
+
+
+class ObservingTokensLimiter(TokensLimiter, Protocol):
+    """A TokenLimiter or SharedTokenLimiter."""
+
+    def observe(self, limits: Any) -> None:
+        """Follow the server's numbers (``completion.limits``)."""

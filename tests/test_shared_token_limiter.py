@@ -1,0 +1,419 @@
+"""lib/shared_token_limiter.py without a server: its interface, and what it does without Redis.
+
+The script itself is in tests/shared: ``make test-shared``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from conftest import FakeClock
+from fake_redis import AuthenticationError, FakeRedis
+from lib.client import Limits, MistralClient
+from lib.pipeline import Pipeline
+from lib.resilient_client import ResilientMistralClient
+from lib.retry import is_retryable
+from lib.shared_token_limiter import RedisAccessError, SharedTokenLimiter, TokenLimitTimeoutError
+from lib.token_limiter import TokenLimiter
+from support import in_forked_child, returns_when_interrupted
+
+Reserve = Callable[..., Any]
+
+
+class Ledger(FakeRedis):
+    """The script of the ledger, in Python: nothing expires, and it keeps no places."""
+
+    def __init__(self, clock: FakeClock, socket_timeout: float | None = 0.5) -> None:
+        super().__init__(clock, socket_timeout)
+        self.used: Counter[str] = Counter()
+        self.callers: set[str] = set()
+        self.paused_until = 0.0
+
+    def run_script(self, key: str, *args: Any) -> list[Any]:
+        _own_limit, limit, _window, step, *arguments = args
+        has_room = getattr(self, step)(key, limit, *arguments)
+        return [int(has_room or 0), 1, limit - self.used[key], b""]
+
+    def reserve(self, key: str, limit: int, tokens: int, caller: str, asks_again: int) -> bool:
+        has_room = self.used[key] + min(tokens, limit) <= limit
+        has_room = has_room and self.clock.now >= self.paused_until
+        self.used[key] += tokens if has_room else 0
+        self.callers.discard(caller)
+        if asks_again and not has_room:
+            self.callers.add(caller)
+        return has_room
+
+    def leave(self, key: str, limit: int, caller: str) -> None:
+        self.callers.remove(caller)
+
+    def update(
+        self, key: str, limit: int, bucket: int, freed: int, added: int, remaining: int, pause: int
+    ) -> None:
+        self.used[key] += added - freed
+        self.used[key] += max(0, limit - self.used[key] - remaining)
+        self.paused_until = max(self.paused_until, self.clock.now + pause / 1000)
+
+
+@pytest.fixture
+def redis() -> Ledger:
+    """It has a clock of its own, which stands still; waits are real."""
+    return Ledger(FakeClock())
+
+
+@pytest.fixture(params=["reserve", "reserve_async"])
+def reserve(request: pytest.FixtureRequest) -> Reserve:
+    """Reserve tokens: once with ``reserve``, once with ``reserve_async``."""
+    if request.param == "reserve":
+        return lambda limiter, *arguments: limiter.reserve(*arguments)
+    return lambda limiter, *arguments: asyncio.run(limiter.reserve_async(*arguments))
+
+
+def limiter(redis: FakeRedis, name: str = "api", **settings: Any) -> SharedTokenLimiter:
+    return SharedTokenLimiter(redis, name, **{"max_tokens_per_minute": 100, **settings})
+
+
+def rejects(shared: SharedTokenLimiter, tokens: int) -> bool:
+    """Return True if there is no room for the tokens now; else they are booked."""
+    try:
+        shared.reserve(tokens, timeout=0)
+    except TokenLimitTimeoutError:
+        return True
+    return False
+
+
+def during(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let ``act`` happen while a script runs, after its effect and before its reply."""
+    run_script = redis.run_script
+
+    def slow(*args: Any) -> list[Any]:
+        reply = run_script(*args)
+        act()
+        return reply
+
+    monkeypatch.setattr(redis, "run_script", slow)
+
+
+class TestArguments:
+    @pytest.mark.parametrize("wrong", [0, -1, 1.5, "100", None, True])
+    def test_a_wrong_limit(self, wrong: Any, redis: Ledger) -> None:
+        with pytest.raises(ValueError, match="max_tokens_per_minute must be an integer >= 1, got"):
+            limiter(redis, max_tokens_per_minute=wrong)
+
+    def test_a_wrong_client_name_or_share(self, redis: Ledger) -> None:
+        with pytest.raises(ValueError, match="redis_client must have a socket_timeout"):
+            limiter(Ledger(FakeClock(), None))
+        with pytest.raises(ValueError, match="name must be a non-empty string"):
+            limiter(redis, "")
+        with pytest.raises(ValueError, match="local_share must be a number > 0 and <= 1, got 2"):
+            limiter(redis, local_share=2)
+
+    @pytest.mark.parametrize("wrong", [-1, math.nan, "1"])
+    def test_a_wrong_number_asks_nothing_of_redis(
+        self, reserve: Reserve, wrong: Any, redis: Ledger
+    ) -> None:
+        shared = limiter(redis)
+        for call in (
+            lambda: reserve(shared, wrong),
+            lambda: reserve(shared, 1, wrong),
+            lambda: shared.pause(wrong),
+        ):
+            with pytest.raises(ValueError, match=r"must be .* >= 0, got"):
+                call()
+        assert redis.calls == []
+
+
+class TestLedger:
+    @pytest.mark.parametrize("used", [0, 70, 120])
+    def test_settling_corrects_the_estimate(
+        self, reserve: Reserve, used: int, redis: Ledger
+    ) -> None:
+        reservation = reserve(limiter(redis), 70)
+        assert limiter(redis).available == 30
+        reservation.settle(used)
+        assert limiter(redis).available == 100 - used
+
+    def test_a_call_costs_two_round_trips(self, reserve: Reserve, redis: Ledger) -> None:
+        reserve(limiter(redis), 70).settle(50)
+        assert len(redis.calls) == 2
+
+    def test_a_reservation_is_settled_once(self, redis: Ledger) -> None:
+        reservation = limiter(redis).reserve(70)
+        reservation.settle(10)
+        with pytest.raises(ValueError, match="already settled: settle each one once"):
+            reservation.settle(10)
+        assert limiter(redis).available == 90
+
+    def test_limits_of_different_names_do_not_touch(self, redis: Ledger) -> None:
+        limiter(redis).reserve(70)
+        assert limiter(redis, "other").available == 100
+
+    def test_it_takes_the_place_of_a_token_limiter(self, redis: Ledger) -> None:
+        shared = limiter(redis)
+        pipeline = Pipeline(token_limiter=shared)
+        pipeline.call(lambda attempt: attempt.settle(30), tokens=50)
+        assert shared.available == 70
+        with MistralClient("any-key") as client:
+            ResilientMistralClient(client, token_limiter=shared)
+        public = {name for name in vars(TokenLimiter) if not name.startswith("_")}
+        assert public <= set(vars(SharedTokenLimiter))
+
+
+class TestTimeout:
+    @pytest.mark.parametrize("timeout", [0, 0.05])
+    def test_a_caller_that_gives_up_books_nothing_and_keeps_no_place(
+        self, reserve: Reserve, timeout: float, redis: Ledger
+    ) -> None:
+        limiter(redis).reserve(60)
+        shared = limiter(redis)
+        with pytest.raises(TokenLimitTimeoutError, match=f"no room for 50 .* {timeout:g} s"):
+            reserve(shared, 50, timeout)
+        assert repr(shared) == "SharedTokenLimiter('api', 100, shared, waiting=0)"
+        assert (shared.available, redis.callers) == (40, set())
+
+    def test_a_caller_behind_others_gives_up_in_time(self, reserve: Reserve, redis: Ledger) -> None:
+        shared = limiter(redis)
+        first = shared.reserve(100)
+        with ThreadPoolExecutor(1) as pool:
+            second = pool.submit(shared.reserve, 50)
+            while "waiting=1" not in repr(shared):
+                pass
+            with pytest.raises(TokenLimitTimeoutError):
+                reserve(shared, 0, 0.05)
+            first.settle(0)
+            second.result(timeout=10)
+
+
+class TestWaiting:
+    @pytest.mark.parametrize("change", ["settlement", "settlement elsewhere", "limit"])
+    def test_a_caller_starts_when_there_is_room(
+        self, reserve: Reserve, change: str, redis: Ledger
+    ) -> None:
+        shared, elsewhere = limiter(redis), limiter(redis)
+        first, other = shared.reserve(50), elsewhere.reserve(50)
+        make_room: dict[str, Callable[[], object]] = {
+            "settlement": lambda: first.settle(0),
+            "settlement elsewhere": lambda: other.settle(0),
+            "limit": lambda: setattr(shared, "max_tokens_per_minute", 200),
+        }
+        threading.Timer(0.05, make_room[change]).start()
+        assert 0 < reserve(shared, 40, 30).waited < 30
+
+    def test_a_large_request_is_not_overtaken_by_small_ones_of_its_process(
+        self, redis: Ledger
+    ) -> None:
+        shared, done = limiter(redis), list[int]()
+        first = shared.reserve(60)
+
+        def wait_for(tokens: int) -> None:
+            reservation = shared.reserve(tokens)
+            done.append(tokens)
+            reservation.settle(0)
+
+        with ThreadPoolExecutor(3) as pool:
+            for waiting, tokens in enumerate((80, 10, 5), 1):
+                pool.submit(wait_for, tokens)
+                while f"waiting={waiting}" not in repr(shared):
+                    pass
+            first.settle(0)
+        assert done[0] == 80
+
+
+class TestGivingUp:
+    def test_a_task_that_is_cancelled_in_line_leaves_no_place(self, redis: Ledger) -> None:
+        shared = limiter(redis)
+
+        async def main() -> None:
+            await shared.reserve_async(100)
+            tasks = [asyncio.create_task(shared.reserve_async(50)) for _ in range(3)]
+            while not redis.callers:
+                await asyncio.sleep(0.01)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run(main())
+        assert (redis.callers, shared.available) == (set(), 0)
+        assert "waiting=0" in repr(shared)
+
+    def test_a_task_that_is_cancelled_while_redis_books_gives_its_tokens_back(
+        self, redis: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shared, booked, cancelled = limiter(redis), threading.Event(), threading.Event()
+
+        def pass_time() -> None:
+            booked.set()
+            cancelled.wait(timeout=10)
+
+        async def main() -> None:
+            task = asyncio.create_task(shared.reserve_async(50))
+            await asyncio.to_thread(booked.wait, 10)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            cancelled.set()
+
+        during(redis, monkeypatch, pass_time)
+        asyncio.run(main())
+        assert shared.available == 100
+
+    def test_ctrl_c_leaves_no_place(self, redis: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+        shared = limiter(redis)
+        shared.reserve(100)
+
+        def interrupt(*arguments: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("lib.rate_limiter.Caller.sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            shared.reserve(50)
+        assert redis.callers == set()
+        assert "waiting=0" in repr(shared)
+
+
+class TestPause:
+    def test_it_holds_every_limiter_of_the_name(self, reserve: Reserve, redis: Ledger) -> None:
+        limiter(redis).pause(1.5)
+        with pytest.raises(TokenLimitTimeoutError):
+            reserve(limiter(redis), 1, 0)
+        redis.clock.now += 1.5
+        reserve(limiter(redis), 1, 0)
+
+    def test_without_redis_it_holds_this_process(self, redis: Ledger) -> None:
+        shared = limiter(redis, local_share=1)
+        redis.error = ConnectionError("refused")
+        shared.pause(30)
+        assert rejects(shared, 1)
+
+    def test_it_outlasts_the_loss_of_redis(self, redis: Ledger) -> None:
+        shared = limiter(redis, local_share=1)
+        shared.pause(30)
+        redis.error = ConnectionError("refused")
+        assert rejects(shared, 1)
+
+
+class TestObserve:
+    def test_a_lower_limit_counts_as_long_as_the_server_says_so(self, redis: Ledger) -> None:
+        shared = limiter(redis)
+        for tokens_per_minute, limit in ((50, 50), (None, 50), (1000, 100)):
+            shared.observe(Limits(tokens_per_minute=tokens_per_minute))
+            assert shared.max_tokens_per_minute == limit
+
+    def test_fewer_remaining_tokens_are_booked_for_all(self, redis: Ledger) -> None:
+        for remaining, available in ((30, 30), (90, 30), (None, 30), (-5, 0)):
+            limiter(redis).observe(Limits(remaining_tokens=remaining))
+            assert limiter(redis).available == available
+
+
+class TestEventLoop:
+    def test_it_never_waits_for_redis(self, redis: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+        shared, loop_goes_on, went_on = limiter(redis), threading.Event(), list[bool]()
+
+        async def main() -> None:
+            reservation = await shared.reserve_async(50)
+            during(redis, monkeypatch, lambda: went_on.append(loop_goes_on.wait(timeout=5)))
+            reservation.settle(10)
+            shared.pause(0)
+            shared.observe(Limits(remaining_tokens=80))
+            task = asyncio.create_task(shared.reserve_async(10))
+            await asyncio.sleep(0.05)
+            loop_goes_on.set()
+            await task
+
+        asyncio.run(main())
+        assert went_on == [True] * 4
+
+
+class TestWithoutRedis:
+    def test_each_process_limits_itself_to_its_share(self, reserve: Reserve, redis: Ledger) -> None:
+        shared = limiter(redis, local_share=0.5)
+        redis.error = ConnectionError("refused")
+        reserve(shared, 50, 0)
+        assert repr(shared) == "SharedTokenLimiter('api', 100, local, waiting=0)"
+        with pytest.raises(TokenLimitTimeoutError):
+            reserve(shared, 1, 0)
+
+    def test_a_reservation_is_settled_where_it_was_booked(self, redis: Ledger) -> None:
+        shared = limiter(redis, local_share=1)
+        redis.error = ConnectionError("refused")
+        shared.reserve(50).settle(10)
+        assert shared.available == 90
+
+    def test_what_all_had_used_counts_against_the_share(self, redis: Ledger) -> None:
+        shared = limiter(redis, local_share=0.5)
+        limiter(redis).reserve(60)
+        assert shared.available == 40
+        redis.error = ConnectionError("refused")
+        assert not rejects(shared, 20)
+        assert rejects(shared, 1)
+
+    def test_what_was_used_meanwhile_is_booked_in_redis(
+        self, redis: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("lib.redis_script.RETRY_REDIS_AFTER", 0.0)
+        shared = limiter(redis, local_share=0.5)
+        limiter(redis).reserve(20)
+        for _ in range(2):
+            redis.error = ConnectionError("refused")
+            shared.reserve(15)
+            redis.error = None
+            shared.reserve(5)
+        assert limiter(redis).available == 100 - 20 - 2 * (15 + 5)
+        assert "shared" in repr(shared)
+
+    def test_an_outage_is_logged_once(
+        self, redis: Ledger, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        shared = limiter(redis)
+        redis.error = ConnectionError("refused")
+        for _ in range(3):
+            shared.reserve(1).settle(0)
+        assert [record.message for record in caplog.records] == [
+            "Redis can't be used (ConnectionError: refused); until it can, this process paces "
+            "itself at 10 % of the limit 'api'"
+        ]
+
+    def test_a_rejected_password_is_an_error_and_no_outage(
+        self, reserve: Reserve, redis: Ledger
+    ) -> None:
+        shared = limiter(redis)
+        redis.error = AuthenticationError("invalid username-password pair")
+        with pytest.raises(RedisAccessError, match=r"'api' \(invalid username-password pair\)"):
+            reserve(shared, 1)
+        assert repr(shared) == "SharedTokenLimiter('api', 100, shared, waiting=0)"
+        assert not is_retryable(RedisAccessError())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+class TestFork:
+    def test_the_child_starts_with_an_empty_line(self, redis: Ledger) -> None:
+        shared = limiter(redis)
+        first = shared.reserve(100)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(shared.reserve, 50)
+            while not redis.callers:
+                pass
+
+            def settle_and_reserve() -> str:
+                first.settle(0)
+                shared.reserve(50)
+                return repr(shared)
+
+            assert "waiting=0" in in_forked_child(settle_and_reserve)
+            first.settle(0)
+            waiting.result(timeout=10)
+
+
+class TestSignalHandler:
+    def test_the_state_can_be_read_at_any_moment(self, redis: Ledger) -> None:
+        shared = limiter(redis)
+        assert returns_when_interrupted(lambda: shared.reserve(1).settle(1), lambda: repr(shared))
