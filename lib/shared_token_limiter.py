@@ -49,7 +49,8 @@ ASK_AGAIN_AFTER = 0.2  # seconds
 # Nobody takes the room that an earlier caller waits for. Times are in milliseconds.
 LEDGER = """
 local key, own_limit, limit, window = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-if redis.call('TYPE', key).ok ~= 'hash' then
+local kind = redis.call('TYPE', key).ok
+if kind ~= 'hash' and kind ~= 'none' then
     redis.call('DEL', key)
 end
 local fields, flat = {}, redis.call('HGETALL', key)
@@ -65,6 +66,8 @@ local clock = redis.call('TIME')
 local time = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local stepped_back = math.max(number(fields.stepped_back), number(fields.last_step) - time)
 local now = time + stepped_back
+-- The first write of a step: a Redis that is full rejects it, and then runs nothing of the step.
+redis.call('HSET', key, 'last_step', now, 'stepped_back', stepped_back, 'limit', own_limit)
 
 local used, callers, bucket_of_now = 0, {}, math.floor(now / (window / 60))
 for field, value in pairs(fields) do
@@ -114,6 +117,7 @@ local function update(bucket, freed, added, remaining, pause)
     book(bucket_of_now, added)
     book(bucket_of_now, math.max(0, limit - used - remaining))
     paused_until = math.max(paused_until, now + pause)
+    redis.call('HSET', key, 'paused_until', paused_until)
 end
 
 local has_room = 0
@@ -124,8 +128,6 @@ elseif ARGV[4] == 'leave' then
 else
     update(ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]))
 end
-redis.call('HSET', key, 'last_step', now, 'stepped_back', stepped_back,
-    'paused_until', paused_until, 'limit', own_limit)
 redis.call('PEXPIRE', key, math.ceil(math.max(window * 62 / 60, paused_until - now)))
 local other = number(fields.limit) > 0 and fields.limit ~= own_limit and fields.limit or ''
 return {has_room, bucket_of_now, limit - used, other}

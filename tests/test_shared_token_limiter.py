@@ -196,8 +196,11 @@ class TestTimeout:
 class TestWaiting:
     @pytest.mark.parametrize("change", ["settlement", "settlement elsewhere", "limit"])
     def test_a_caller_starts_when_there_is_room(
-        self, reserve: Reserve, change: str, redis: Ledger
+        self, reserve: Reserve, change: str, redis: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """It asks Redis again now and then, and at once if the room is made in its process."""
+        if change != "settlement elsewhere":
+            monkeypatch.setattr("lib.shared_token_limiter.ASK_AGAIN_AFTER", 60)
         shared, elsewhere = limiter(redis), limiter(redis)
         first, other = shared.reserve(50), elsewhere.reserve(50)
         make_room: dict[str, Callable[[], object]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
 import time
@@ -24,37 +23,18 @@ from lib.mock_server import MockServer
 from lib.rate_limiter import RateLimitTimeoutError
 from lib.resilient_client import ResilientMistralClient
 from lib.shared_rate_limiter import RedisAccessError, SharedRateLimiter
+from shared.fleet import CLIENTS, Fleet, client
 from shared.redis_server import RedisServer
-from support import ROOT, finish, most_in_any_window, start
+from support import ROOT, finish, most_in_any_window
 
 PER_SECOND = 50  # 3,000 per minute
 INTERVAL = 1 / (0.985 * PER_SECOND)
 SLOW = 6  # per minute: so slow that a busy machine changes nothing
 SLOW_INTERVAL = 60 / (0.985 * SLOW)
 NO_BURST = 65  # what a busy machine may make of 50: some start late, the next ones in time
-WORKER = str(Path(__file__).with_name("worker.py"))
 PASSWORD = "correct-horse"
 
 Acquire = Callable[..., float]
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("server")) as started:
-        yield started
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    """A limit of each test's own."""
-    return str(request.node.name)
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that the test may break."""
-    with RedisServer(tmp_path) as started:
-        yield started
 
 
 @pytest.fixture(params=["acquire", "acquire_async"])
@@ -62,21 +42,6 @@ def acquire(request: pytest.FixtureRequest) -> Acquire:
     if request.param == "acquire":
         return lambda limiter, timeout=None: float(limiter.acquire(timeout))
     return lambda limiter, timeout=None: asyncio.run(limiter.acquire_async(timeout))
-
-
-CLIENTS = contextlib.ExitStack()
-
-
-@pytest.fixture(autouse=True)
-def close_clients() -> Iterator[None]:
-    with CLIENTS:
-        yield
-
-
-def client(server: RedisServer, timeout: float = 5, **settings: Any) -> redis.Redis:
-    """A client that is closed at the end of the test."""
-    connections = redis.Redis.from_url(server.url, socket_timeout=timeout, **settings)
-    return CLIENTS.enter_context(connections)
 
 
 def limiter(server: RedisServer, name: str, rate: float, timeout: float = 5) -> SharedRateLimiter:
@@ -94,35 +59,6 @@ def booked_wait(shared: SharedRateLimiter) -> float:
     with contextlib.suppress(InterruptedError):
         shared.acquire(on_wait=leave)
     return waits[-1]
-
-
-class Fleet:
-    """Worker processes that begin at the same moment, each with settings of its own."""
-
-    def __init__(self, server: RedisServer, name: str, *workers: dict[str, Any]) -> None:
-        self.processes = [
-            start(WORKER, json.dumps({"url": server.url, "name": name, **settings}))
-            for settings in workers
-        ]
-        self.errors: list[str] = []
-        while int(client(server).get(f"{name} ready") or 0) < len(workers):
-            time.sleep(0.02)
-        self.begin = time.time() + 0.1
-        client(server).set(f"{name} begin", self.begin)
-
-    def sleep_until(self, seconds: float) -> None:
-        time.sleep(max(0.0, self.begin + seconds - time.time()))
-
-    def starts_of_each(self) -> list[list[float]]:
-        """When each worker's requests started, in seconds since the epoch."""
-        outcomes = [finish(process) for process in self.processes]
-        assert {outcome.code for outcome in outcomes} == {0}, outcomes
-        self.errors = [outcome.err for outcome in outcomes]
-        return [json.loads(outcome.out) for outcome in outcomes]
-
-    def starts(self) -> list[float]:
-        """When the requests of all workers started."""
-        return sorted(at for of_one in self.starts_of_each() for at in of_one)
 
 
 def rate(times: list[float], begin: float, end: float) -> float:

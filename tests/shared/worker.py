@@ -45,16 +45,22 @@ def main(
             limiter.acquire()
             starts.append(real_time())
 
-    client.incr(f"{name} ready")
-    while (begin := float(client.get(f"{name} begin") or 0)) == 0:
-        time.sleep(0.01)
-    time.sleep(max(0.0, begin - real_time()))
+    begin = wait_for_begin(client, name)
     workers = [threading.Thread(target=work) for _ in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     print(json.dumps(starts))
+
+
+def wait_for_begin(client: redis.Redis, name: str) -> float:
+    """Wait until all workers begin; return when that was, in seconds since the epoch."""
+    client.incr(f"{name} ready")
+    while (begin := float(client.get(f"{name} begin") or 0)) == 0:
+        time.sleep(0.01)
+    time.sleep(max(0.0, begin - real_time()))
+    return begin
 
 
 if __name__ == "__main__":
