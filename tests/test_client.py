@@ -283,6 +283,7 @@ class TestCompletion:
             ({"prompt_tokens": 4, "total_tokens": 4}, Usage(4, 0, 4)),
             ({"completion_tokens": 36, "total_tokens": 40}, Usage(4, 36, 40)),
             ({"prompt_tokens": 4, "completion_tokens": "many", "total_tokens": 3}, Usage(4, 0, 3)),
+            ({"completion_tokens": 4, "total_tokens": 3}, Usage(0, 4, 3)),
             ({"prompt_tokens": 4.0, "completion_tokens": 36, "total_tokens": 50}, Usage(4, 36, 50)),
             ({"prompt_tokens": 4, "completion_tokens": None, "total_tokens": None}, None),
             ({"prompt_tokens": True, "completion_tokens": -36, "total_tokens": 40}, None),

@@ -265,6 +265,14 @@ class TestTools:
         both = [*calls, *second.choice["message"]["tool_calls"]]
         assert self.called(request(server, self.after(both, tool_choice="required"))) == []
 
+    @pytest.mark.parametrize("choice", ["auto", "required"])
+    def test_next_question_calls_a_tool_again(self, server: MockServer, choice: str) -> None:
+        calls = request(server, {**HELLO, "tools": [WEATHER]}).choice["message"]["tool_calls"]
+        body = self.after(calls, tool_choice=choice)
+        answer = {"role": "assistant", "content": "22 degrees response"}
+        body["messages"] += [answer, *HELLO["messages"]]
+        assert self.called(request(server, body)) == ["weather"]
+
     def test_tool_call_is_streamed(self, server: MockServer) -> None:
         chunks = request(server, {**STREAM, "tools": [WEATHER]}).chunks
         deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
