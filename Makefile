@@ -10,9 +10,13 @@ SDKS := .venv-sdks
 SDKS_BIN := $(SDKS)/$(notdir $(BIN))
 MANY := .venv-many-processes
 MANY_BIN := $(MANY)/$(notdir $(BIN))
+CLIENTS := .venv-frameworks
+CLIENT_REQUIREMENTS := $(wildcard tests/frameworks/requirements-*.txt)
+CLIENTS_READY := $(CLIENT_REQUIREMENTS:tests/frameworks/requirements-%.txt=$(CLIENTS)/%/installed) \
+  $(CLIENTS)/javascript/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run-all run-failures run-many-processes simulate check check-program reset workshop test test-shared soak bench bench-sdks clean
+.PHONY: help run-all run-failures run-many-processes simulate check check-program reset workshop test test-shared soak bench bench-sdks check-frameworks clean
 
 help:
 	@echo "make run-all        run the six lessons, in order"
@@ -30,6 +34,7 @@ help:
 	@echo "make soak           run thousands of calls with every fault, and all clients of the check (two minutes)"
 	@echo "make bench          compare the speed of the helpers with other libraries (three minutes)"
 	@echo "make bench-sdks     check the recipes and the errors of eleven libraries, against the mock server"
+	@echo "make check-frameworks  check other clients and frameworks, and write lib/frameworks.md (half an hour)"
 	@echo "make clean          remove the virtual environments and caches"
 
 run-all: $(READY)
@@ -87,8 +92,12 @@ bench: $(BENCH)/installed
 bench-sdks: $(SDKS)/installed
 	@PYTHONPATH=. $(SDKS_BIN)/python -m pytest -c tests/benchmarks/sdks/pytest.ini tests/benchmarks/sdks $(ARGS)
 
+# NAMES="'openai' 'litellm Router'" checks these and keeps the verdicts on the others.
+check-frameworks: $(READY) $(CLIENTS_READY)
+	@$(BIN)/python tests/frameworks $(NAMES)
+
 clean:
-	rm -rf $(VENV) $(BENCH) $(SDKS) $(MANY) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) $(SDKS) $(MANY) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache
 	find lib examples tests -name __pycache__ -prune -exec rm -rf {} +
 
 # This file is written last, so that an interrupted installation is started again.
@@ -114,4 +123,15 @@ $(MANY)/installed: examples/many_processes/requirements.txt requirements.txt
 	@echo "First run: creating $(MANY) and installing a Redis client and server..." >&2
 	@$(PYTHON) -m venv $(MANY)
 	@$(MANY_BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(CLIENTS)/javascript/installed: tests/frameworks/package.json tests/frameworks/adapters/javascript.mjs
+	@mkdir -p $(@D)
+	@cp $^ $(@D)
+	@npm install --prefix $(@D) --no-package-lock --no-audit --no-fund --silent
+	@touch $@
+
+$(CLIENTS)/%/installed: tests/frameworks/requirements-%.txt
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/$(notdir $(BIN))/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

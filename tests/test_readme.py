@@ -28,6 +28,7 @@ PAGES = {
         "lib/recipes.md",
         "lib/many-processes.md",
         "lib/comparison.md",
+        "lib/frameworks.md",
         "lib/mock_server/README.md",
         "examples/README.md",
         "examples/teaching.md",
