@@ -55,6 +55,16 @@ class TestFrameworksPage:
         legend = set(re.findall(r"^\| ([✓✗–][^|]*) \|", PAGE, re.MULTILINE))
         assert cells <= legend
 
+    def test_findings_count_the_verdicts(self) -> None:
+        others = [result for name, result in RESULTS.items() if not name.startswith("ours")]
+        findings = PAGE.partition("<!--")[0]
+        counts = re.findall(r"\*\*([^*]+)\*\* (fails|holds) for (?:all )?(\d+)", findings)
+        assert len(counts) >= 4
+        for rule, verb, count in counts:
+            verdicts = [other["verdicts"][rule][0] for other in others]
+            assert verdicts.count({"fails": "fail", "holds": "pass"}[verb]) == int(count), rule
+        assert f"on {len(others)} others" in findings
+
 
 class TestPinnedVersions:
     @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)

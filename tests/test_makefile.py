@@ -220,7 +220,7 @@ class TestInstall:
 
 
 def test_clean_removes_what_was_made(project: Project) -> None:
-    for name in ("lib/__pycache__", "tests/__pycache__", ".pytest_cache"):
+    for name in ("lib/__pycache__", "tests/__pycache__", ".pytest_cache", ".venv-frameworks"):
         (project.folder / name).mkdir()
     assert project.make("clean").returncode == 0
     left = {str(path.relative_to(project.folder)) for path in project.folder.rglob("*")}

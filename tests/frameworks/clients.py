@@ -43,7 +43,7 @@ class Client(NamedTuple):
         if self.environment == "javascript":
             versions = [f"{name} {_node_version(name)}" for name in self.packages]
             return ", ".join([*versions, f"Node {_first_words('node')}"])
-        versions = [f"{name} {version(name)}" for name in self.packages]
+        versions = [f"{name} {version(name)}" for name in self.packages] or ["this project"]
         return ", ".join([*versions, f"Python {platform.python_version()}"])
 
 
