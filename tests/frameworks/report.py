@@ -39,6 +39,7 @@ SHORT = (
     (r"printed the key", "key"),
 )
 IN_COMPARISON = ("ours", "openai", "openai, 10 s", "mistralai", "mistralai, retries", "litellm")
+STREAM_RULES = [rule for rule in RULES if rule.needs_stream]
 
 Results = dict[str, Any]  # by client: {"date", "versions", "verdicts": {rule: [verdict, happened]}}
 
@@ -81,12 +82,11 @@ def tables(results: Results) -> dict[str, str]:
             ([name, each["versions"], each["date"]] for name, each in results.items()),
         ),
         "streams": _table(
-            ["client", *(f"`{rule.faults.rstrip('*')}`" for rule in RULES if rule.needs_stream)],
+            ["client", "versions", *(f"`{rule.faults.rstrip('*')}`" for rule in STREAM_RULES)],
             (
-                [name, *(_in_words(*results[name]["verdicts"][rule.name]) for rule in RULES
-                         if rule.needs_stream)]
-                for name in IN_COMPARISON
-                if name in results
+                [name, results[name]["versions"],
+                 *(_in_words(*results[name]["verdicts"][rule.name]) for rule in STREAM_RULES)]
+                for name in IN_COMPARISON if name in results
             ),
         ),
     }  # fmt: skip
@@ -112,9 +112,15 @@ def cell(verdict: str, happened: str) -> str:
 
 def _in_words(verdict: str, happened: str) -> str:
     """Return what a caller gets from a stream that breaks."""
-    if error := re.search(r"\([^)]* ([\d.]+) s\): (?:exit code \d+: )?([\w.]+)", happened):
-        return f"`{error[2]}` after {error[1]} s"
-    return happened.partition(" (")[0]
+    if verdict == "fail":
+        return {"hangs": "nothing, for 30 s", "half": "half of the answer, no error"}[
+            cell(verdict, happened).removeprefix("✗ ")
+        ]
+    found = re.search(r"([\d.]+) s\): (?:exit code \d+: )?(\w+)", happened)
+    if not found:
+        raise ValueError(f"no error in: {happened}")
+    seconds = round(float(found[1]))
+    return f"`{found[2]}`" + (f" after {seconds} s" if seconds else "")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
