@@ -362,12 +362,12 @@ class TestWhereverItStrikes:
                         ends.append(
                             session.get(url, timeout=5, headers={"Connection": "close"}).text
                         )
-                except requests.Timeout:
-                    ends.append("Timeout")
+                except requests.RequestException:  # the server may reset a late connection
+                    ends.append("an error")
                 monkeypatch.undo()
                 monkeypatch.setenv("REQUESTS_CA_BUNDLE", CERTIFICATE)
         gc.collect()
-        assert set(ends) == {"Timeout", "Hello"}
+        assert set(ends) == {"an error", "Hello"}
 
 
 class TestExpire:
