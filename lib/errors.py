@@ -316,8 +316,9 @@ def explain(error: BaseException) -> str:
     """
     last_failure = getattr(error, "last_failure", None)
     if last_failure is not None:  # a CircuitOpenError
-        seconds = getattr(error, "retry_after", 0.0)
-        return f"{error} (after {last_failure}): try again in {math.ceil(seconds)} s."
+        seconds = math.ceil(getattr(error, "retry_after", 0.0))
+        advice = f"try again in {seconds} s" if seconds else "a probe is under way, try again soon"
+        return f"{error} (after {last_failure}): {advice}."
     meaning = getattr(error, "meaning", "")
     if not meaning:
         return f"{type(error).__name__}: {error}"

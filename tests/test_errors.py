@@ -537,6 +537,8 @@ class TestExplain:
              "check the network and MISTRAL_BASE_URL, then retry."),
             (CircuitOpenError("api", 4.2, "InternalServerError: Busy"), "Circuit breaker is open "
              "(after InternalServerError: Busy): try again in 5 s."),
+            (CircuitOpenError("api", 0.0, "InternalServerError: Busy"), "Circuit breaker is open "
+             "(after InternalServerError: Busy): a probe is under way, try again soon."),
             (NotFoundError(404, "404 page not found"), "There is no such model or path "
              "(404 page not found): check the model's name and MISTRAL_BASE_URL."),
             (APITimeoutError("api did not respond in time"), "The call took too long "
