@@ -1,10 +1,10 @@
-"""Example 1: Basic error handling. Catch each category of error, the specific ones first.
+"""Lesson 1: Basic error handling. Catch each category of error, the specific ones first.
 
     python examples/01_basic_errors.py
-    python examples/01_basic_errors.py --faults 401,429:2     # inject failures
+    python examples/01_basic_errors.py --faults 401,429:2     # inject faults
 
 Still unsolved: a transient error, one that would be gone a second later, still makes
-the call fail. Example 2 fixes that.
+the call fail. Lesson 2 fixes that.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Example 2: Retry with exponential backoff. Try again after a failure that may be transient.
+"""Lesson 2: Retry with exponential backoff. Try again after a failure that may be transient.
 
     python examples/02_backoff.py --faults 503,503 --trace    # two waits, then success
     python examples/02_backoff.py --faults '503*'             # all attempts fail
@@ -17,7 +17,7 @@ succeeds gives the tokens of its retries back. Without the budget, three attempt
 triple the load on an overloaded service and keep it down. When the budget is empty, the error is
 raised at once, and `on_give_up` gets the reason "retry budget exhausted".
 
-Still unsolved: the program slows down only after the server has rejected a request. Example 3 fixes
+Still unsolved: the program slows down only after the server has rejected a request. Lesson 3 fixes
 that.
 """
 

@@ -1,4 +1,4 @@
-"""Example 3: Rate limits. Stay under the limit, and wait when the server tells you to.
+"""Lesson 3: Rate limits. Stay under the limit, and wait when the server tells you to.
 
     python examples/03_rate_limits.py --trace
     python examples/03_rate_limits.py --faults 429:2 --trace  # the server asks for 2 s
@@ -7,7 +7,7 @@
 The limiter spaces the requests evenly, so the server has no reason to reject one. If it still
 sends a 429, the script waits as long as the Retry-After header asks.
 
-Still unsolved: the program keeps calling a service that is down. Example 4 fixes that.
+Still unsolved: the program keeps calling a service that is down. Lesson 4 fixes that.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Example 4: Circuit breaker. Stop calling a service that is down, then probe it carefully.
+"""Lesson 4: Circuit breaker. Stop calling a service that is down, then probe it carefully.
 
     python examples/04_circuit_breaker.py --trace             # request 4 is never sent
     python examples/04_circuit_breaker.py --faults '503*'     # the probe fails too
@@ -7,7 +7,7 @@ Two failures open the circuit. While it is open, calls fail at once and nothing 
 the recovery timeout it is half-open: one call, the probe, tests whether the service is back.
 If every caller tried at once, they would flood a service that has just restarted.
 
-Still unsolved: the user still gets no answer. Example 5 fixes that.
+Still unsolved: the user still gets no answer. Lesson 5 fixes that.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Example 5: Fallback strategies. Return a simpler answer instead of an error.
+"""Lesson 5: Fallback strategies. Return a simpler answer instead of an error.
 
     python examples/05_fallbacks.py
     python examples/05_fallbacks.py --faults 503              # the smaller model answers
@@ -8,7 +8,7 @@ A fallback must not hide your own mistakes. With a wrong key, every user would g
 and you would not notice. So such an error is raised, and no further strategy is tried. An unknown
 model (404) is different: the next strategy asks another model.
 
-Still unsolved: nobody notices that the primary strategy fails. Example 6 fixes that.
+Still unsolved: nobody notices that the primary strategy fails. Lesson 6 fixes that.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Example 6: Error logging and monitoring. You can't fix what you didn't log.
+"""Lesson 6: Error logging and monitoring. You can't fix what you didn't log.
 
     python examples/06_error_logger.py                        # simulated: nothing is sent
     python examples/06_error_logger.py --faults ok,503,401    # six calls, two fail: an alert
@@ -7,7 +7,7 @@ The log is `mistral_errors.log` next to README.md, with one JSON object per line
 MISTRAL_LOG_FILE to write to another file. The alert is called once when too many of the last
 requests failed, not once per failure.
 
-This is the last of the six examples. lib/resilient_client.py combines all the helpers.
+This is the last of the six lessons. lib/resilient_client.py combines all the helpers.
 """
 
 import json

@@ -41,12 +41,12 @@ SETTINGS = ("MISTRAL_API_KEY", "MISTRAL_BASE_URL", "MISTRAL_TIMEOUT", "MISTRAL_L
 
 
 def transcript(name: str) -> str:
-    """Return what a script must print; the time in example 3's stats is left open."""
+    """Return what a script must print; the time in lesson 3's stats is left open."""
     return (EXPECTED / f"{name}.txt").read_text("utf-8")
 
 
 def without_time(output: str) -> str:
-    """Replace the time in example 3's stats by what its transcript shows."""
+    """Replace the time in lesson 3's stats by what its transcript shows."""
     return re.sub(r"\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2}", "<YYYY-MM-DD HH:MM:SS>", output)
 
 

@@ -1,4 +1,4 @@
-"""Example 1 against a mocked API: each category of errors has its own line and its own log."""
+"""Lesson 1 against a mocked API: each category of errors has its own line and its own log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Example 2 against a mocked API: what it prints, and how long it waits."""
+"""Lesson 2 against a mocked API: what it prints, and how long it waits."""
 
 from __future__ import annotations
 

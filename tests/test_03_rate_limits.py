@@ -1,4 +1,4 @@
-"""Example 3 against a mocked API: how it paces its requests, and how it handles a 429."""
+"""Lesson 3 against a mocked API: how it paces its requests, and how it handles a 429."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Example 4 against a mocked API: which requests reach it, and the one wait."""
+"""Lesson 4 against a mocked API: which requests reach it, and the one wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Example 5 against a mocked API: each strategy can answer, and some errors are not hidden."""
+"""Lesson 5 against a mocked API: each strategy can answer, and some errors are not hidden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Example 6: its transcript, the log that it writes, and a log that can't be written."""
+"""Lesson 6: its transcript, the log that it writes, and a log that can't be written."""
 
 from __future__ import annotations
 

@@ -291,7 +291,7 @@ class TestWrongInput:
 def test_help_says_what_the_lesson_is_about(run_script: RunScript) -> None:
     code, out, _ = run_script("01_basic_errors", "--help")
     assert code == 0
-    assert "Example 1: Basic error handling. Catch each category of error" in out
+    assert "Lesson 1: Basic error handling. Catch each category of error" in out
     assert "503@20%" not in out  # only the syntax: the README has the examples
     assert "@20%" in out
 
