@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,13 @@ def test_lib_works_under_another_name(tmp_path: Path) -> None:
     command = ("-I", "-W", "error", "-c", USE_LIB_UNDER_ANOTHER_NAME, str(LIB))
     outcome = run(*command, cwd=tmp_path)
     assert outcome[:2] == (0, "Hello! How can I assist you today?\nFalse\n"), outcome.err
+
+
+def test_usage_line_names_the_package_that_was_copied(tmp_path: Path) -> None:
+    shutil.copytree(LIB, tmp_path / "robust", ignore=shutil.ignore_patterns("__pycache__"))
+    for command in ("robust.mock_server", "robust.resilience_check"):
+        outcome = run("-m", command, "--help", cwd=tmp_path)
+        assert outcome.out.startswith(f"usage: python -m {command} "), outcome
 
 
 def test_total_timeout_copied_alone(tmp_path: Path) -> None:

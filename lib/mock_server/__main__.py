@@ -44,7 +44,7 @@ def main() -> int:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m lib.mock_server",
+        prog=f"python -m {__package__}",
         description="A local stand-in for the Mistral API that fails on demand.",
         epilog=_vocabulary(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -62,7 +62,7 @@ def _print_row(verdict: Verdict) -> None:
 def _parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """Return the options, and the command that follows the --."""
     parser = argparse.ArgumentParser(
-        prog="python -m lib.resilience_check",
+        prog=f"python -m {__package__}",
         usage="%(prog)s [-h] [--patience SECONDS] [--dialect NAME] [--json] -- COMMAND",
         description="Check how a program handles the failures of an LLM API. The program finds "
         "the server in OPENAI_BASE_URL and MISTRAL_BASE_URL; it must print the answer and end.",
