@@ -235,6 +235,7 @@ class TestResults:
             "3 attempts": "0",
             "3 attempts, circuit breaker": "100",
             "3 attempts, retry budget": "100",
+            "3 attempts, bulkhead": "100",
         }
 
     def test_only_a_rule_that_gives_tokens_back_is_right_for_fleets_and_for_random_failures(
@@ -294,12 +295,13 @@ class TestPages:
         ) in one_line(PAGE)
 
     def test_the_numbers_of_the_retry_storm(self) -> None:
-        _, attempts, breaker, budget = rows("Retry storm").values()
+        _, attempts, breaker, budget, bulkhead = rows("Retry storm").values()
         text = one_line(PAGE)
         assert f"recovered in {attempts[4]} of {attempts[5]} runs" in text
         assert f"it gets {attempts[3]} requests per call" in text
         assert f"{breaker[1]} % of the calls that arrive between second 20 and 60 succeed" in text
         assert f"With the budget it is {budget[1]} %, with {budget[3]} requests per call" in text
+        assert f"With the bulkhead (not drawn) it is {bulkhead[1]} %" in text
         assert (
             f"the service gets {attempts[3]} requests per call. A *retry budget* limits the "
             "retries of all calls together, and every `Retrier` has one. With it, the service gets "

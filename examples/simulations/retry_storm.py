@@ -36,6 +36,7 @@ Policy = Callable[[Send], Send]  # turns a Send into a call, which may send seve
 END = 80  # seconds; after that, no more calls arrive
 SPIKE = (20, 25)
 TIMEOUT = 3.0
+MAX_CALLS = 100  # of one program, in flight at the same time
 RUNS = 5
 
 
@@ -47,6 +48,10 @@ class RequestError(Exception):
 
 class TimedOutError(RequestError):
     """The client has given up, but the server is still working on the request."""
+
+
+class TooManyCallsError(Exception):
+    """The bulkhead is full, so nothing was sent. It is not retryable."""
 
 
 class Call(NamedTuple):
@@ -70,7 +75,7 @@ class Traffic:
         try:
             await call()
             succeeded = True
-        except (RequestError, CircuitOpenError):
+        except (RequestError, CircuitOpenError, TooManyCallsError):
             succeeded = False
         self.calls.append(Call(moment, time.monotonic(), succeeded))
 
@@ -129,12 +134,27 @@ def retries_with_budget(send: Send) -> Send:
     return lambda: retrier.call_async(send)
 
 
+def retries_and_bulkhead(send: Send) -> Send:
+    retrier = Retrier(max_attempts=3, budget=RetryBudget(math.inf))
+    bulkhead = asyncio.Semaphore(MAX_CALLS)
+
+    async def call() -> str:
+        if bulkhead.locked():
+            raise TooManyCallsError
+        async with bulkhead:
+            return await retrier.call_async(send)
+
+    return call
+
+
 POLICIES: dict[str, Policy] = {
     "no retries": no_retries,
     "3 attempts": retries,
     "3 attempts, circuit breaker": retries_and_breaker,
     "3 attempts, retry budget": retries_with_budget,
+    "3 attempts, bulkhead": retries_and_bulkhead,
 }
+DRAWN = list(POLICIES)[:4]
 
 
 def arrivals(rng: random.Random, until: float) -> list[float]:
@@ -166,7 +186,7 @@ def report(seed: int) -> Report:
         ]
         for name, policy in POLICIES.items()
     }
-    return Report(table(runs), picture({name: traffics[0] for name, traffics in runs.items()}))
+    return Report(table(runs), picture({name: runs[name][0] for name in DRAWN}))
 
 
 def table(runs: dict[str, list[Traffic]]) -> str:
