@@ -84,7 +84,7 @@ simulate: $(READY)
 	@$(BIN)/python examples/simulations $(ARGS)
 
 soak: $(READY)
-	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py tests/test_exercises.py tests/test_resilience_check.py tests/test_simulations.py -k "Soak or breaks_no_other or ResilienceRules or draws_all"
+	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py tests/test_exercises.py tests/test_resilience_check.py tests/test_simulations.py tests/test_transport.py -k "Soak or Fuzz or breaks_no_other or ResilienceRules or draws_all"
 
 bench: $(BENCH)/installed
 	@PYTHONPATH=. $(BENCH_BIN)/python tests/benchmarks/bench.py

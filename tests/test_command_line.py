@@ -89,7 +89,6 @@ def assert_port_is_closed(port: int) -> None:
 # command, and the responses that the trace shows at least.
 STAGES = {
     "the first response": ("Attempt 1/3...", [SECOND, "--faults", "timeout"], []),
-    "a slow response": ("Request 1: ", [THIRD, "--faults", "slow:30"], []),
     "the rate limit": ("waiting 1s", [THIRD, "--faults", "ok"], ["200"]),
     "the third response": (
         "Success\n  Logged: chat - Success\n", [SIXTH, "--faults", "ok,ok,slow:30"], ["200", "200"],

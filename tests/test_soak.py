@@ -31,7 +31,7 @@ from lib.resilient_client import ResilientMistralClient
 from lib.retry import Retrier, RetryBudget
 from support import ROOT, StartTimes, most_in_any_window, run_in_threads
 
-CALLS = int(os.environ.get("SOAK_CALLS") or 560)
+CALLS = int(os.environ.get("SOAK_CALLS") or 240)
 THREADS = 16
 PER_SECOND = 600
 TIMEOUT = 1.5  # seconds; long enough for a good response on a busy machine

@@ -583,6 +583,9 @@ LOOKALIKE_STREAM = b"".join(
 )
 
 
+CASES = 1000 if "SOAK_CALLS" in os.environ else 50
+
+
 class TestFuzz:
     """Whatever a server sends, a call ends in a completion or in a MistralError."""
 
@@ -593,7 +596,7 @@ class TestFuzz:
     )
     def test_mutated_responses(self, original: bytes, call: Call) -> None:
         chance = random.Random(27)
-        responses = [mutated(original, chance) for _ in range(100)]
+        responses = [mutated(original, chance) for _ in range(CASES)]
         with serving(one_each(responses)) as url, MistralClient(KEY, base_url=url) as client:
             results = [result_of(call, client) for _ in responses]
         assert 0 < results.count(None) < len(results)
@@ -607,7 +610,7 @@ class TestFuzz:
     def test_framings_and_encodings(self, body: bytes, content_type: bytes, call: Call) -> None:
         """The completion is the one that was sent; it takes no longer, and no more memory."""
         chance = random.Random(28)
-        responses = [framed(body, content_type, chance) for _ in range(60)]
+        responses = [framed(body, content_type, chance) for _ in range(CASES)]
         with (
             memory_below(80_000_000),
             serving(one_each(responses)) as url,
