@@ -206,11 +206,11 @@ class CircuitBreaker:
     def _before_call(self, call: _Call) -> None:
         """Let the call through (as the probe, if half-open) or raise CircuitOpenError."""
         outer = _calls.get()
-        while outer and outer.ended:
+        while outer and outer.ended:  # a call that has ended stays in the context
             outer = outer.outer
         call.breaker, call.outer = self, outer
         _calls.set(call)
-        if outer and call.is_part_of_another():
+        if call.is_part_of_another():
             return
         state = self._state
         if isinstance(state, _Closed):
