@@ -45,6 +45,8 @@ class Facts(NamedTuple):
     status_code: int | None = None
 
 
+UNKNOWN = Facts(retryable=False)  # a member of a group that says nothing
+
 # An error whose class, or one of its bases, has one of these names needs no further look.
 SHAPES: tuple[tuple[Facts, set[str]], ...] = (
     (Facts(retryable=False), {  # the URL is wrong: nothing was sent
@@ -66,6 +68,7 @@ STATUS = ("status_code", "status", "response.status_code")
 HEADERS = ("response.headers", "headers", "litellm_response_headers")
 QUOTA = ("body", "message", "response.text")  # the text that the server sent
 
+HTTP_STATUSES = range(100, 600)
 RETRYABLE_STATUSES = {408, 409, 429, *range(500, 600)}
 USED_UP = re.compile(r"""["']insufficient_quota["']""")
 NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -106,34 +109,31 @@ def _facts_of(error: BaseException | None, depth: int = 0) -> Facts | None:
         return None
     members = _get(error, "exceptions")
     if members and isinstance(members, (list, tuple)):
-        return _facts_of_all([_facts_of(member, depth + 1) for member in members])
+        return _facts_of_all([_facts_of(member, depth + 1) or UNKNOWN for member in members])
     names = {cls.__name__ for cls in type(error).__mro__}
     for facts, shape in SHAPES:
         if names & shape:
             return facts
-    status = next(filter(_is_status, _values(error, STATUS)), None)
+    status = next(filter(HTTP_STATUSES.__contains__, _values(error, STATUS)), None)
     if status is None:
-        return _facts_of(error.__cause__, depth + 1)
+        return _facts_of(_get(error, "__cause__"), depth + 1)
     headers = _headers(error)
     return Facts(_may_succeed_later(error, status, headers), _retry_after(headers), status)
 
 
-def _facts_of_all(members: list[Facts | None]) -> Facts:
+def _facts_of_all(members: list[Facts]) -> Facts:
     """Return what a group of errors says: the longest wait, and the worst status."""
-    known = [facts or Facts(retryable=False) for facts in members]
-    return Facts(
-        retryable=all(facts.retryable for facts in known),
-        retry_after=max(filter(None, (facts.retry_after for facts in known)), default=None),
-        status_code=max(filter(None, (facts.status_code for facts in known)), default=None),
-    )
+    retryable, waits, statuses = zip(*members, strict=True)
+    wait, status = (max(filter(None, values), default=None) for values in (waits, statuses))
+    return Facts(all(retryable), wait, status)
 
 
 def _may_succeed_later(error: BaseException, status: int, headers: Mapping[str, str]) -> bool:
     """Return whether a request that got this response may succeed later."""
     if status == 429 and _quota_is_used_up(error, headers):
         return False
-    server_says = {"true": True, "false": False}.get(headers.get("x-should-retry", ""))
-    return status in RETRYABLE_STATUSES if server_says is None else server_says
+    server_says = headers.get("x-should-retry", "")
+    return {"true": True, "false": False}.get(server_says, status in RETRYABLE_STATUSES)
 
 
 def _quota_is_used_up(error: BaseException, headers: Mapping[str, str]) -> bool:
@@ -174,7 +174,7 @@ def _headers(error: BaseException) -> dict[str, str]:
 
 def _values(error: BaseException, paths: tuple[str, ...]) -> list[Any]:
     """Return what the error has at these paths; what it does not have is left out."""
-    found = [functools.reduce(_get, path.split("."), error) for path in paths]
+    found = (functools.reduce(_get, path.split("."), error) for path in paths)
     return [value for value in found if value is not None]
 
 
@@ -182,7 +182,3 @@ def _get(source: Any, name: str) -> Any:
     """Return an attribute, or None if there is none or its property fails."""
     with contextlib.suppress(Exception):  # httpx: a streamed response may have no text yet
         return getattr(source, name, None)
-
-
-def _is_status(value: Any) -> bool:
-    return type(value) is int and 100 <= value <= 599

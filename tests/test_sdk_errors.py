@@ -81,7 +81,7 @@ class TestStatus:
         for status in range(300, 600):
             assert is_retryable(mark(an_error(status=status))) is is_retryable_status(status)
 
-    @pytest.mark.parametrize("value", ["error", True, 42, 1000, None])
+    @pytest.mark.parametrize("value", ["error", "503", True, 42, 1000, None, [503]])
     def test_no_status(self, value: Any) -> None:
         assert facts(mark(an_error(status=value))) == ("-", "-", "-")
 
@@ -280,7 +280,7 @@ class TestMark:
         cyclic.__cause__ = cyclic
         vars(cyclic)["headers"] = {"Retry-After": "2"}
         assert facts(mark(cyclic)) == ("-", "-", "-")
-        vars(cyclic)["exceptions"] = (cyclic,)
+        vars(cyclic)["exceptions"] = (cyclic, "no error")
         mark(cyclic)
 
     def test_unreadable_headers(self) -> None:
