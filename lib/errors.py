@@ -21,8 +21,8 @@ MistralError
       └── InternalServerError          the server or a gateway in front of it failed
 
 Most names are those of the openai and anthropic SDKs, so their users already know them.
-Each class says what it means, what to do about it, and whether it is ``retryable``: may the
-same request succeed later? ``explain(error)`` makes a sentence of that. ``retry_after`` is
+Each class says what it means, what to do about it, and whether it is ``retryable``: True if the
+same request may succeed later. ``explain(error)`` turns this into one sentence. ``retry_after`` is
 the seconds that the server asked for, or None.
 
 Most 4xx are not retryable, because the same request would fail again. 408, 409 and 429 are:
@@ -68,7 +68,7 @@ class APIConnectionError(MistralError):
 
 
 class APITimeoutError(APIConnectionError):
-    """The server may still have done (and billed) the work."""
+    """The call took too long. The server may still have done (and billed) the work."""
 
     meaning = "the call took too long"
     what_to_do = "retry, allow more time or ask for a shorter answer"
@@ -312,7 +312,7 @@ def is_retryable_status(status_code: int) -> bool:
 def explain(error: BaseException) -> str:
     """Return one sentence that tells the user what happened and what to do about it.
 
-    Any exception can take part with two attributes, ``meaning`` and ``what_to_do``.
+    Any exception with the attributes ``meaning`` and ``what_to_do`` is explained in this way.
     """
     last_failure = getattr(error, "last_failure", None)
     if last_failure is not None:  # a CircuitOpenError
@@ -352,9 +352,9 @@ _PLAIN_TEXT = re.compile(r"[\d\s]*[^\W\d_]")  # not HTML, JSON that was cut off,
 def error_from_response(status_code: int, headers: Mapping[str, str], body: str) -> APIStatusError:
     """Return the exception for an error response, whatever shape its body has.
 
-    A status in the body counts more than the response's, since gateways pass on the errors of
-    other servers. For an error in a 200, pass 500.
-    ``headers`` must be a case-insensitive mapping, such as ``response.headers`` of requests.
+    A status in the body takes precedence over the response's, since gateways pass on the errors of
+    other servers. For an error in a 200, pass 500. ``headers`` must be a case-insensitive mapping,
+    such as ``response.headers`` of requests.
     """
     message, facts = _read_body(body)
     named = ERRORS_BY_CODE.get(facts.get("code"), ERRORS_BY_CODE.get(facts.get("type")))
@@ -479,7 +479,7 @@ def parse_retry_after(value: str | None, now: float | None = None) -> float | No
 
 
 def _timestamp(date: str) -> float:
-    """Return an HTTP date in seconds since the epoch, or NaN if it is none."""
+    """Return an HTTP date in seconds since the epoch, or NaN if the text is not a date."""
     try:
         parsed = parsedate_tz(date)
         if parsed is None:

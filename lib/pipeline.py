@@ -54,7 +54,7 @@ Stream = Iterable[P] | AbstractContextManager[Iterable[P]]
 AsyncStream = AsyncIterable[P] | AbstractAsyncContextManager[AsyncIterable[P]]
 
 REJECTIONS = (CircuitOpenError, RateLimitTimeoutError, TokenLimitTimeoutError)
-"""Nothing was sent, because one of your own helpers said no: ``except REJECTIONS``."""
+"""Nothing was sent, because one of your own helpers rejected the call: ``except REJECTIONS``."""
 
 MIN_TIMEOUT = 0.01  # seconds; many libraries reject a timeout of 0
 END = object()  # follows the last piece of a stream
@@ -65,15 +65,15 @@ TOTALS = (("total_tokens",), ("input_tokens", "output_tokens"))
 
 
 class Pipeline:
-    """Protect operations with the helpers that you pass. What you don't pass is left out.
+    """Protect operations with the helpers that you pass. A helper that you don't pass is left out.
 
     Your operation gets an Attempt, and is called once per attempt. An error that it raises is
     marked (see ``sdk_errors.mark``), so that the helpers understand it, whichever library it
     comes from. Switch the library's own retries off.
 
-    The retrier's ``total_timeout`` limits a call with all its attempts and waits, also those
-    for the limiters; give your library ``attempt.remaining`` as its timeout. Once the circuit
-    has opened, nothing is waited for. If one of your helpers ends the retries, the call
+    The retrier's ``total_timeout`` limits a call with all its attempts and waits, including the
+    waits for the limiters. Give your library ``attempt.remaining`` as its timeout. Once the
+    circuit has opened, the call waits no longer. If one of your helpers ends the retries, the call
     raises the error of its last attempt. A 429 with a Retry-After pauses all callers that
     share the limiters.
 
@@ -154,13 +154,13 @@ class Pipeline:
     ) -> Generator[P, None, None]:
         """Yield the pieces of ``open_stream(attempt)``; the first ``next`` opens the stream.
 
-        It may be a generator, any other iterable, or a context manager that gives one. It is
-        closed at its end, after an error, and when you stop early.
+        The stream may be a generator, any other iterable, or a context manager that gives one. It
+        is closed at its end, after an error, and when you stop early.
 
-        Until its first piece, a failure is retried as in ``call``. After it, a retry would
-        repeat what the user has seen: a failure counts for the breaker and is raised. The
-        tokens are settled at the end, with the ``usage`` of the stream or of its last piece.
-        If you stop early, the estimate stays booked.
+        A failure before the first piece is retried as in ``call``. After it, a retry would repeat
+        text that the user has seen. So a later failure is raised, and counts as a failure for the
+        breaker. The tokens are settled at the end, with the ``usage`` of the stream or of its last
+        piece. If you stop early, the estimate stays booked.
         """
         call = _Call(name, tokens, context, self.retrier.total_timeout)
         with self._logged(call), contextlib.ExitStack() as opened:
@@ -285,7 +285,7 @@ class Pipeline:
         """Log the call as one line when the block ends. After Ctrl-C, nothing is logged."""
         try:
             yield
-        except GeneratorExit:  # the reader of a stream stopped early, which is no failure
+        except GeneratorExit:  # the reader of a stream stopped early: this is not a failure
             self._write(call, None)
             raise
         except Exception as error:

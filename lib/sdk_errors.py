@@ -47,7 +47,7 @@ class Facts(NamedTuple):
 
 UNKNOWN = Facts(retryable=False)  # a member of a group that says nothing
 
-# An error whose class, or one of its bases, has one of these names needs no further look.
+# If an error's class, or one of its base classes, has one of these names, the name is enough.
 SHAPES: tuple[tuple[Facts, set[str]], ...] = (
     (Facts(retryable=False), {  # the URL is wrong: nothing was sent
         "InvalidURL", "InvalidSchema", "MissingSchema", "LocationParseError", "UnsupportedProtocol",
@@ -79,8 +79,8 @@ def mark(error: E) -> E:
     """Set ``retryable``, ``retry_after`` and ``status_code`` where missing; return the error.
 
     ``retry_after`` is in seconds. A status that a library invented for a timeout or a lost
-    connection becomes None. An error of no known shape is left as it is. An exception group
-    is what its members are: retryable if all of them are.
+    connection becomes None. An error of no known shape is left as it is. An exception group is
+    retryable if all of its members are.
     """
     facts = _facts_of(error)
     if facts is None:
@@ -104,7 +104,7 @@ def marked() -> Iterator[None]:
 
 
 def _facts_of(error: BaseException | None, depth: int = 0) -> Facts | None:
-    """Return what the error says, or what the error says that it was raised from."""
+    """Return the facts of the error or, if it has none, of the error that caused it."""
     if error is None or depth > MAX_DEPTH:
         return None
     members = _get(error, "exceptions")

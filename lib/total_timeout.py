@@ -79,7 +79,8 @@ class Deadline:
     def expire(self) -> None:
         """Let the deadline pass now, from any thread or signal handler.
 
-        A call that waits for the server ends at once, and one that connects as soon as it has.
+        A call that waits for the server ends at once. A call that is connecting ends as soon as it
+        has connected.
         """
         self._at = -math.inf
         with self._lock, contextlib.suppress(OSError):
@@ -95,7 +96,7 @@ class Deadline:
         return remaining
 
     def limit(self, sock: Any, timeout: float | None) -> None:
-        """Let the socket's next operation take what is left, or ``timeout`` if that is less."""
+        """Limit the socket's next operation to the time that is left, or to ``timeout`` if less."""
         self._socket = sock
         sock.settimeout(min(timeout or MAX_SECONDS, self.check()))
 
@@ -111,7 +112,7 @@ _read_timeout: ContextVar[float | None] = ContextVar("read_timeout", default=Non
 
 
 class TotalTimeoutAdapter(HTTPAdapter):
-    """requests' adapter; its calls end by the deadline of their block. Thread-safe."""
+    """An adapter for requests: calls end by the deadline of their block. Thread-safe."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         """Use connections that know the deadline."""
@@ -191,8 +192,8 @@ class _Reader(io.RawIOBase):
 class _Response(http.client.HTTPResponse):
     """http.client's response, read with a deadline. Interim responses (1xx) are skipped.
 
-    http.client skips 100 only, and takes another one for the response. The response itself
-    would then go to the next caller that uses the connection.
+    http.client skips only a 100. It takes any other interim response for the final one, and the
+    final response would then go to the next caller that uses the connection.
     """
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
@@ -241,7 +242,7 @@ class _Connection(HTTPConnection):
         return connected
 
     def send(self, data: Any) -> None:
-        """Send piece by piece; each may take the read timeout, and all what is left."""
+        """Send piece by piece. Each may take the read timeout, all of them the remaining time."""
         if self.sock is None:
             self.connect()
         timeout = self.sock.gettimeout()

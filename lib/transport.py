@@ -43,7 +43,7 @@ DRAIN_SECONDS = 0.5  # to read the end of a stream after its last event
 PIECE = 65536  # bytes of a body to read or to decompress at once
 COMPRESSIONS = ("gzip", "x-gzip", "deflate")
 REDACTED = "[redacted]"
-# Nothing that two parsers could read differently: one would check it, the other connect.
+# Excludes what two parsers could read differently: one checks the URL, another one connects.
 BASE_URL = re.compile(
     r"https?://([\w.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?(/[\w./~%+:@!$&'()*,;=-]*)?", re.IGNORECASE
 )
@@ -335,7 +335,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     and only its context says what happened.
     """
     found = [error]
-    for error in found:  # which grows meanwhile
+    for error in found:  # the list grows during the loop
         wrapped = [error.__cause__, getattr(error, "reason", None), *error.args]
         if isinstance(error, urllib3.exceptions.NewConnectionError):
             wrapped.append(error.__context__)

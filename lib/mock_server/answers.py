@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT-0
-"""Make up what the model says: text, a call of a tool, or JSON.
+"""Make up what the model says: text, a tool call, or JSON.
 
 Each word counts as one token.
 """

@@ -49,8 +49,8 @@ class Verdict:
 def check(ask: Callable[[str, str], str], **options: Any) -> list[Verdict]:
     """Check a function: ``ask(base_url, api_key)`` returns the model's answer, or raises.
 
-    Each call stands for a new program: build your client in it. It runs in a thread, and in twenty
-    threads at once for the rules about many callers. For the options and errors, see
+    Each call counts as a new program, so build your client in it. It runs in a thread, and in
+    twenty threads at once for the rules about many callers. For the options and errors, see
     ``verdicts``.
     """
     return list(verdicts(partial(Call, ask), **options))
@@ -88,7 +88,7 @@ def verdicts(
 
 
 class _Judge:
-    """Have the program run with a rule's faults, and the rule judge the runs."""
+    """Run the program with a rule's faults, and let the rule judge the runs."""
 
     def __init__(self, runner: Runner, healthy: Run, patience: float) -> None:
         self._runner = runner

@@ -165,7 +165,7 @@ def ends(evidence: Evidence) -> str:
 
 
 def is_an_error(evidence: Evidence) -> str:
-    """Judge a response that holds no whole answer: the program must not take it for one."""
+    """Judge a response without a whole answer: the program must not treat it as an answer."""
     return evidence.result if evidence.result in (RAW, HALF, SILENT, RUNNING) else ""
 
 
