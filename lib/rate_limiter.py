@@ -213,7 +213,7 @@ class Line:
             try:
                 self._leave(caller)
             finally:
-                self._leave(caller)  # again, as above
+                self._leave(caller)  # again: see wait
 
     def wake_first(self) -> None:
         """Let the first caller try at once; drop tasks that will never run again."""

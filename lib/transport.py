@@ -330,9 +330,9 @@ NAMES: tuple[tuple[type[APIConnectionError], str, tuple[type[Exception], ...]], 
 def _causes(error: BaseException) -> list[BaseException]:
     """Return the exception and all exceptions that it was raised from or wraps.
 
-    ``__context__`` is not followed, since it may be an unrelated exception that the caller
-    is handling. NewConnectionError is different: in urllib3 1.26, it derives from a timeout,
-    and only its context says what happened.
+    ``__context__`` is not followed, because it may be an unrelated exception that the caller
+    is handling. NewConnectionError is treated differently: in urllib3 1.26, it derives from a
+    timeout, and only its context says what happened.
     """
     found = [error]
     for error in found:  # the list grows during the loop
