@@ -6,12 +6,9 @@ Each runs once, as a child process behind the other tests: see the fixture ``com
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from examples.failure_scenarios import SCENARIOS
 from support import ROOT, script
-
-WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
 
 LESSONS = (
     "01_basic_errors", "02_backoff", "03_rate_limits", "04_circuit_breaker", "05_fallbacks",
@@ -24,26 +21,6 @@ SLOW_SCENARIOS = [
     each
     for each in SCENARIOS
     if re.search("timeout|drip", each.faults) or each.script in ("streaming", "answers")
-]
-
-
-class Change(NamedTuple):
-    """A change to a script that the workshop proposes, and what the script prints then."""
-
-    before: str
-    after: str
-    script: str
-    arguments: str
-    shown: str
-
-
-CHANGES = [
-    Change(*found)
-    for found in re.findall(
-        r"\*\*Modify:\*\* change `([^`]+)` to `([^`]+)`, and run it again:\n\n"
-        r"```console\n\$ python examples/(\w+)\.py ?(.*)\n```\n\n```text\n([^`]*)```",
-        WORKSHOP,
-    )
 ]
 
 # By the name of the transcript. --trace leaves stdout as it is.

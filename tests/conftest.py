@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import responses
@@ -105,14 +105,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     return run
 
 
-class Ran(NamedTuple):
-    """How a command ended, and the folder in which it ran: empty at first, and its own."""
-
-    outcome: Outcome
-    folder: Path
-
-
-Commands = Callable[[str], Ran]
+Commands = Callable[[str], Outcome]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -124,16 +117,16 @@ def start_commands_first(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    """Run the commands of commands.py behind the other tests; wait for one by its name.
+    """Run the commands of commands.py behind the other tests, each in an empty folder.
 
     They run without a timeout, which would sleep: another test may have a fake ``time.sleep``.
     """
 
-    def run_command(name: str, folder: Path) -> Ran:
+    def run_command(name: str, folder: Path) -> Outcome:
         settings = {"MISTRAL_LOG_FILE": str(folder / "errors.log")}
         if name.startswith("failure_scenarios"):
             settings["MISTRAL_TIMEOUT"] = "0.7"
-        return Ran(run(*COMMANDS[name], cwd=folder, timeout=None, **settings), folder)
+        return run(*COMMANDS[name], cwd=folder, timeout=None, **settings)
 
     with ThreadPoolExecutor(4) as pool:
         futures = {

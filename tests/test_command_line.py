@@ -22,7 +22,7 @@ SECOND, THIRD, SIXTH = (str(SCRIPTS[number - 1]) for number in (2, 3, 6))
 
 class TestStart:
     def test_in_development_mode(self, commands: Commands) -> None:
-        outcome = commands("development mode").outcome
+        outcome = commands("development mode")
         assert outcome[:2] == (0, transcript("01_basic_errors"))
         assert re.fullmatch("Offline: .*\n", outcome.err)  # and no warning
 

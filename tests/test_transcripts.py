@@ -35,7 +35,7 @@ TIMELINES = {
 
 @pytest.mark.parametrize("name", TRANSCRIPTS)
 def test_command_prints_its_transcript(name: str, commands: Commands) -> None:
-    code, out, err = commands(name).outcome
+    code, out, err = commands(name)
     assert (code, without_time(out)) == (0, transcript(name)), err
     assert "Traceback" not in err
 
@@ -49,7 +49,7 @@ def test_there_are_six_lessons() -> None:
 def test_trace_shows_when_each_request_arrived(name: str, commands: Commands) -> None:
     expected = TIMELINES[name]
     heading = f"The server saw {len(expected)} requests:\n"
-    lines = commands(name).outcome.err.partition(heading)[2].splitlines()
+    lines = commands(name).err.partition(heading)[2].splitlines()
     assert [line.rpartition("| ")[2] for line in lines] == [outcome for *_, outcome in expected]
     for line, (seconds, *_) in zip(lines, expected, strict=True):
         assert -0.1 <= float(line.partition(" s ")[0]) - seconds <= 0.6  # a busy machine is late

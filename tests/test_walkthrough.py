@@ -30,7 +30,7 @@ def test_the_expected_output_is_not_shown_before_the_run() -> None:
 
 
 def test_the_walk_prints_what_the_scripts_print(commands: Commands) -> None:
-    outcome = commands("walk").outcome
+    outcome = commands("walk")
     assert outcome.code == 0, outcome.err
     assert "Response: Service temporarily unavailable. Please try again later." in outcome.out
 

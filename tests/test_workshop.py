@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from commands import CHANGES, WORKSHOP, Change
 from conftest import RunScript
 from examples.failure_scenarios import SCENARIOS
 from examples.support.timeline import timeline
@@ -16,7 +16,28 @@ from lib.mock_server import LoggedRequest
 from support import EXPECTED, ROOT, SCRIPTS, transcript
 from test_transcripts import TIMELINES
 
+WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
 TRANSCRIPTS = [path.read_text("utf-8") for path in EXPECTED.rglob("*.txt")]
+
+
+class Change(NamedTuple):
+    """A change to a script that the workshop proposes, and what the script prints then."""
+
+    before: str
+    after: str
+    script: str
+    arguments: str
+    shown: str
+
+
+CHANGES = [
+    Change(*found)
+    for found in re.findall(
+        r"\*\*Modify:\*\* change `([^`]+)` to `([^`]+)`, and run it again:\n\n"
+        r"```console\n\$ python examples/(\w+)\.py ?(.*)\n```\n\n```text\n([^`]*)```",
+        WORKSHOP,
+    )
+]
 
 
 def test_every_scenario_is_shown_with_its_command_and_output() -> None:
