@@ -34,6 +34,6 @@ TRANSCRIPTS = {
 }
 COMMANDS = {
     **TRANSCRIPTS,
-    "walk": [str(ROOT / "examples" / "support" / "workshop.py"), "5"],
+    "walk": [str(ROOT / "examples" / "support" / "workshop.py"), "6"],
     "development mode": ["-X", "dev", str(ROOT / "examples" / "01_basic_errors.py")],
 }

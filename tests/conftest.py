@@ -124,7 +124,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
     def run_command(name: str, folder: Path) -> Outcome:
         settings = {"MISTRAL_LOG_FILE": str(folder / "errors.log")}
-        if name.startswith("failure_scenarios"):
+        if name.startswith(("failure_scenarios", "walk")):
             settings["MISTRAL_TIMEOUT"] = "0.7"
         return run(*COMMANDS[name], cwd=folder, timeout=None, **settings)
 

@@ -32,7 +32,7 @@ def test_the_expected_output_is_not_shown_before_the_run() -> None:
 def test_the_walk_prints_what_the_scripts_print(commands: Commands) -> None:
     outcome = commands("walk")
     assert outcome.code == 0, outcome.err
-    assert "Response: Service temporarily unavailable. Please try again later." in outcome.out
+    assert "ALERT: 67% of the last 3 requests failed" in outcome.out
 
 
 def test_a_lesson_that_does_not_exist_is_one_sentence(run_script: RunScript) -> None:
