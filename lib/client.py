@@ -64,10 +64,10 @@ class MistralClient:
 
     ``timeout`` is (connect timeout, read timeout) in seconds, or one number for both. The
     read timeout is the longest silence allowed, not the total time: a response that keeps
-    arriving can take much longer. ``total_timeout`` limits a whole call, in seconds, except
-    for the look-up of the host's name; in a stream, your own processing time counts too.
-    ``base_url`` must start with https://, unless its host is this machine. A ``session`` of
-    your own is used as it is and not closed.
+    arriving can take much longer. ``total_timeout`` limits a whole call, in seconds, except for the
+    lookup of the host name; in a stream, your own processing time counts too. ``base_url`` must
+    start with https://, unless its host is this machine. A ``session`` of your own is used as it is
+    and not closed.
 
     Raises ValueError for an invalid base URL or timeout, and for a key that an HTTP header
     cannot carry; the message never shows the key.
@@ -142,11 +142,11 @@ class MistralClient:
     ) -> ChatStream:
         """Return a stream of the completion's text; reading the first piece sends the request.
 
-        The read timeout applies between two pieces, so a long response does not need a long
-        read timeout; the client's total timeout ends it all the same. Takes the same arguments
-        and raises the same errors as ``chat``. Once text has arrived, a failure raises an
-        APIStreamBrokenError with the text so far, and so does a stream that ends without a
-        finish reason or its end mark.
+        The read timeout applies between two pieces, so a long response does not need a long read
+        timeout. The client's total timeout limits the whole stream. Takes the same arguments and
+        raises the same errors as ``chat``. Once text has arrived, a failure raises an
+        APIStreamBrokenError with the text so far, and so does a stream that ends without a finish
+        reason or its end mark.
         """
         parameters["stream"] = True
         payload = _payload(messages, model, max_tokens, parameters)

@@ -11,8 +11,8 @@ Write the client that a program shares among all its calls:
 - A transient failure is retried: its error has `retryable = True`. A call sends at most three
   requests.
 - An error that is not transient is raised at once, and a call that is cancelled ends at once.
-- A service that is down gets its normal load and only a few more requests, also if many calls
-  fail together. After the outage, calls are retried again.
+- A service that is down gets its normal load and only a few more requests, even if many calls fail
+  together. After the outage, calls are retried again.
 - Calls that fail together are not retried at the same moment: neither those of one program, nor
   those of many programs.
 - When the spike is over, the outage is over.
