@@ -81,9 +81,9 @@ STRETCH_PART = {
         "each line of yours: what if it raises an error, and what if another thread runs just "
         "before it?",
         "`if timeout` is False for 0, and `if connection` for a connection whose len() is 0: "
-        "compare with None. KeyboardInterrupt is no Exception: `except Exception` does not free "
-        "the permit. `self._free += 1` is three steps: without the lock, another thread can run "
-        "between them.",
+        "compare with None. KeyboardInterrupt is not an Exception: `except Exception` does not "
+        "free the permit. `self._free += 1` is three steps: without the lock, another thread can "
+        "run between them.",
         "Let the standard library wait: threading.Semaphore, queue.Queue, or a Condition whose "
         "loop looks at what it waits for after each wait(), with the time that is left. Keep all "
         "state in __init__, none in the class. Wrap close() in contextlib.suppress(Exception), "

@@ -437,7 +437,7 @@ def slot_in_time(solution: Any) -> str | None:
 
 
 @stretch(
-    "a lack of time is no failure of the service",
+    "a lack of time is not a failure of the service",
     called="chat_within(5.0, ...); each request fails after 2 seconds; a breaker that opens after "
     "4 failures",
     expected="the circuit is closed: 3 requests failed, and the fourth attempt was not made",
