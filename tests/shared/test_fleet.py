@@ -15,10 +15,18 @@ def test_it_prints_its_transcript() -> None:
     assert "Redis can't be used" not in outcome.err
 
 
-def test_without_redis_each_of_the_four_paces_itself_at_a_quarter_of_the_limit() -> None:
+def test_without_redis_each_of_the_four_paces_itself_at_a_quarter_of_the_limits() -> None:
     outcome = run(FLEET, REDIS_URL="redis://127.0.0.1:1")
-    assert (outcome.code, outcome.out) == (0, transcript("many_processes")), outcome.err
-    assert outcome.err.count("Redis can't be used") == 4
+    local = transcript("many_processes").replace("shared limiter: 23 of", "shared limiter: 9 of")
+    assert (outcome.code, outcome.out) == (0, local), outcome.err
+    assert outcome.err.count("Redis can't be used") == 8
+
+
+@pytest.mark.parametrize("wrong", [("--faults", "503"), ("--trace",), ("now",)])
+def test_an_argument_that_it_does_not_have_is_a_sentence(wrong: tuple[str, ...]) -> None:
+    outcome = run(FLEET, *wrong)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"fleet.py: unrecognized arguments: {' '.join(wrong)}; see --help\n"
 
 
 def test_a_wrong_url_is_a_sentence() -> None:

@@ -31,13 +31,14 @@ def main(
     seconds: float,
     rate: float = 3000,
     threads: int = 1,
+    local_share: float = 0.1,
     clock_ahead: float = 0,
 ) -> None:
     time.time = lambda: real_time() + clock_ahead
     time.monotonic = lambda: monotonic() + clock_ahead
     logging.basicConfig(level=logging.WARNING)
     client = redis.Redis.from_url(url, socket_timeout=5)
-    limiter = SharedRateLimiter(client, name, max_requests_per_minute=rate)
+    limiter = SharedRateLimiter(client, name, max_requests_per_minute=rate, local_share=local_share)
     starts: list[float] = []
 
     def work() -> None:
