@@ -30,8 +30,8 @@ help:
 	@echo "make check-program CMD='python app.py'  check how your own program handles failures"
 	@echo "make workshop N=2   walk through lesson 2 in the terminal: predict, then see"
 	@echo "make test           run the tests"
-	@echo "make test-shared    test the shared limiter with real processes and a real server"
-	@echo "make soak           run thousands of calls with every fault, and all clients of the check (two minutes)"
+	@echo "make test-shared    test the shared limiters with real processes and a real server"
+	@echo "make soak           run thousands of calls with every fault, and all clients of the check (four minutes)"
 	@echo "make bench          compare the speed of the helpers with other libraries (three minutes)"
 	@echo "make bench-sdks     check the recipes and the errors of eleven libraries, against the mock server"
 	@echo "make check-frameworks  check other clients and frameworks, and write lib/frameworks.md (half an hour)"
@@ -83,8 +83,9 @@ test-shared: $(MANY)/installed
 simulate: $(READY)
 	@$(BIN)/python examples/simulations $(ARGS)
 
-soak: $(READY)
+soak: $(READY) $(MANY)/installed
 	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py tests/test_exercises.py tests/test_resilience_check.py tests/test_simulations.py tests/test_transport.py -k "Soak or Fuzz or breaks_no_other or ResilienceRules or draws_all"
+	@SOAK_CALLS=5000 $(MANY_BIN)/python -m pytest -v tests/shared -k soak
 
 bench: $(BENCH)/installed
 	@PYTHONPATH=. $(BENCH_BIN)/python tests/benchmarks/bench.py

