@@ -287,7 +287,8 @@ class SharedTokenLimiter:
         Call it with the Retry-After of a 429. Without Redis, it blocks only this process.
         Raises ValueError for a wrong number.
         """
-        self._paused_until = time.monotonic() + as_seconds("seconds", seconds)
+        end = time.monotonic() + as_seconds("seconds", seconds)
+        self._paused_until = max(self._paused_until, end)
         self._local.pause(seconds)
         without_blocking(lambda: self._update(pause=seconds))
 

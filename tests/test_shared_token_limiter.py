@@ -25,7 +25,7 @@ from lib.resilient_client import ResilientMistralClient
 from lib.retry import is_retryable
 from lib.shared_token_limiter import RedisAccessError, SharedTokenLimiter, TokenLimitTimeoutError
 from lib.token_limiter import TokenLimiter
-from support import in_forked_child, returns_when_interrupted
+from support import in_forked_child, interrupt_everywhere, returns_when_interrupted
 
 Reserve = Callable[..., Any]
 
@@ -54,7 +54,7 @@ class Ledger(FakeRedis):
         return has_room
 
     def leave(self, key: str, limit: int, caller: str) -> None:
-        self.callers.remove(caller)
+        self.callers.discard(caller)
 
     def update(
         self, key: str, limit: int, bucket: int, freed: int, added: int, remaining: int, pause: int
@@ -282,6 +282,23 @@ class TestGivingUp:
         assert redis.callers == set()
         assert "waiting=0" in repr(shared)
 
+    def test_ctrl_c_anywhere_blocks_nobody_and_books_the_estimate_at_most(
+        self, redis: Ledger
+    ) -> None:
+        shared, points = limiter(redis), 0
+
+        def reserve_settle_and_give_up() -> None:
+            shared.reserve(60).settle(50)
+            rejects(shared, 60)
+
+        with ThreadPoolExecutor(1) as pool:
+            for points in interrupt_everywhere(reserve_settle_and_give_up):  # noqa: B007
+                assert "waiting=0" in repr(shared)
+                assert redis.callers == set()
+                assert pool.submit(lambda: shared.available).result(timeout=10) >= 40
+                redis.used.clear()
+        assert points > 100
+
 
 class TestPause:
     def test_it_holds_every_limiter_of_the_name(self, reserve: Reserve, redis: Ledger) -> None:
@@ -299,7 +316,8 @@ class TestPause:
 
     def test_it_outlasts_the_loss_of_redis(self, redis: Ledger) -> None:
         shared = limiter(redis, local_share=1)
-        shared.pause(30)
+        for seconds in (30, 0):
+            shared.pause(seconds)
         redis.error = ConnectionError("refused")
         assert rejects(shared, 1)
 
