@@ -45,7 +45,7 @@ def total_timeout(seconds: float) -> Deadline:
     It limits what this thread or task sends through a TotalTimeoutAdapter. In nested blocks,
     the earlier deadline counts. Raises ValueError unless ``seconds`` is a number > 0.
     """
-    if not seconds > 0:
+    if type(seconds) not in (int, float) or not seconds > 0:
         raise ValueError(f"seconds must be a number > 0, got {seconds!r}")
     return Deadline(seconds)
 
@@ -61,7 +61,8 @@ class Deadline:
 
     def __enter__(self) -> Deadline:
         self._outer = _current.get()
-        self.shorten(self._outer.remaining())
+        if self._outer._at < self._at:
+            self._at, self.seconds = self._outer._at, self._outer.seconds
         _current.set(self)
         return self
 

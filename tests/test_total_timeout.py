@@ -288,6 +288,12 @@ class TestBlock:
             with total_timeout(5) as inner:
                 assert inner.remaining() == 2
 
+    def test_the_error_names_the_timeout_that_has_passed(self, clock: FakeClock) -> None:
+        with total_timeout(10), total_timeout(60) as inner:
+            clock.now += 11
+            with pytest.raises(TimeoutError, match="the total timeout of 10 s has passed"):
+                inner.check()
+
     def test_after_a_nested_block_the_outer_one_counts(self, session: requests.Session) -> None:
         with serving(silent) as url, ends_in_time():
             with total_timeout(60):
@@ -342,9 +348,9 @@ class TestBlock:
             asyncio.run(call())
 
     def test_seconds(self) -> None:
-        for seconds in (0, -1, float("nan")):
+        for seconds in (0, -1, float("nan"), "5", None):
             with pytest.raises(ValueError, match=r"^seconds must be a number > 0, got "):
-                total_timeout(seconds)
+                total_timeout(seconds)  # type: ignore[arg-type]
 
 
 class TestWhereverItStrikes:
