@@ -31,6 +31,7 @@ instructor library (2023), which put the error into the next prompt.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -71,9 +72,9 @@ def json_answer(ask: Callable[[str], Any], check: Callable[[Any], T], *, max_ask
 
     Raises InvalidAnswerError if the last answer is not valid either. Any other AnswerError is
     raised at once: a cut-off answer is never asked for again unchanged. Raises ValueError for a
-    wrong ``max_asks``.
+    wrong ``max_asks``, and TypeError for an async ``check``.
     """
-    _check_max_asks(max_asks)
+    _check_arguments(check, max_asks)
     hint, asks = "", 0
     while True:
         completion = ask(hint)
@@ -90,7 +91,7 @@ async def json_answer_async(
     ask: Callable[[str], Awaitable[Any]], check: Callable[[Any], T], *, max_asks: int = 2
 ) -> T:
     """Do what ``json_answer`` does, for an async ``ask``. ``check`` stays a plain function."""
-    _check_max_asks(max_asks)
+    _check_arguments(check, max_asks)
     hint, asks = "", 0
     while True:
         completion = await ask(hint)
@@ -218,6 +219,8 @@ def _no_json(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON value")
 
 
-def _check_max_asks(max_asks: int) -> None:
+def _check_arguments(check: Callable[[Any], object], max_asks: int) -> None:
+    if any(map(inspect.iscoroutinefunction, (check, type(check).__call__))):
+        raise TypeError("check must be a plain function, got an async one: it would never run")
     if type(max_asks) is not int or max_asks < 1:
         raise ValueError(f"max_asks must be an integer >= 1, got {max_asks!r}")

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -69,7 +70,7 @@ class ErrorLogger:
     has fallen back. Until ``alert_window`` requests have been made, it is not called.
 
     Thread-safe. A signal handler may log, and so may a child process after a fork. Raises
-    ValueError for a wrong argument.
+    ValueError for a wrong argument, and TypeError for an async ``alert``.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class ErrorLogger:
         secrets: Iterable[str] = (),
     ) -> None:
         self.path = os.path.abspath(path)
-        self._alert = alert
+        self._alert = _checked_alert(alert)
         self._counter = RequestCounter(alert_threshold, alert_window)
         self._redactor = Redactor(secrets)
         self._writer = LineWriter(self.path)
@@ -178,6 +179,14 @@ def _print_err(sentence: str) -> None:
     """Print a sentence on stderr. Do nothing if that fails, or if there is no stderr."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{sentence}\n")
+
+
+def _checked_alert(alert: Callable[[float], object] | None) -> Callable[[float], object] | None:
+    if not callable(alert) and alert is not None:
+        raise ValueError(f"alert must be a function, got {alert!r}")
+    if any(map(inspect.iscoroutinefunction, (alert, type(alert).__call__))):
+        raise TypeError("alert must be a plain function, got an async one: it would never run")
+    return alert
 
 
 class RequestCounter:

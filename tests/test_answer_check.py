@@ -220,6 +220,16 @@ class TestJsonAnswer:
         with pytest.raises(ValueError, match="max_asks must be an integer >= 1, got"):
             ask(Model(), capital, max_asks=wrong)
 
+    def test_an_async_check_would_never_run(self, ask: Ask) -> None:
+        class AsyncCheck:
+            async def __call__(self, value: Any) -> Any: ...
+
+        async def check(value: Any) -> Any: ...
+
+        for function in (check, AsyncCheck()):
+            with pytest.raises(TypeError, match="check must be a plain function, got an async one"):
+                ask(Model(), function)
+
 
 def test_the_errors_survive_pickling() -> None:
     for error in (TruncatedAnswerError("half"), InvalidAnswerError("half", "no JSON")):

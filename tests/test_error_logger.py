@@ -544,6 +544,18 @@ class TestAlert:
         with pytest.raises(ValueError, match=f"{name} must be .*, got {value!r}"):
             ErrorLogger(os.devnull, **{name: value})
 
+    def test_an_alert_that_could_never_run(self) -> None:
+        class AsyncAlert:
+            async def __call__(self, failure_rate: float) -> None: ...
+
+        async def alert(failure_rate: float) -> None: ...
+
+        for function in (alert, AsyncAlert()):
+            with pytest.raises(TypeError, match="alert must be a plain function, got an async one"):
+                ErrorLogger(os.devnull, alert=function)
+        with pytest.raises(ValueError, match="alert must be a function, got 'email'"):
+            ErrorLogger(os.devnull, alert="email")  # type: ignore[arg-type]
+
 
 # Texts with a secret in them, in place of the <>; those in code, JSON and repr come after them.
 FORMS = r"""
