@@ -113,6 +113,8 @@ class CircuitBreaker:
             raise ValueError(
                 f"recovery_timeout must be a number of seconds >= 0, got {recovery_timeout!r}"
             )
+        if on_state_change is not None and not callable(on_state_change):
+            raise ValueError(f"on_state_change must be a function, got {on_state_change!r}")
         self.name = name
         self.failure_threshold = failure_threshold
         self.recovery_timeout = recovery_timeout

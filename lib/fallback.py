@@ -72,8 +72,12 @@ class FallbackHandler:
         """Add a strategy. Of two with the same priority, the one added first is tried first.
 
         Raises ValueError for a name that is already used, since errors are reported by name,
-        and for a priority that is not a number.
+        for a priority that is not a number, and for a strategy that is not a function.
         """
+        if not callable(strategy):  # an answer, for example: ask() instead of ask
+            raise ValueError(
+                f"strategy must be a function that takes the context, got {strategy!r}"
+            )
         if type(priority) not in (int, float) or priority != priority:
             raise ValueError(f"priority must be a number, got {priority!r}")
         entry = (priority, strategy)

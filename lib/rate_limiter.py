@@ -252,7 +252,9 @@ def as_seconds(name: str, value: Any) -> float:
 
 
 def check_hook(name: str, hook: Callable[..., object] | None) -> None:
-    """Raise TypeError if the hook is an async function, or an object with an async __call__."""
+    """Raise ValueError or TypeError if the hook is not a function, or is an async one."""
+    if hook is not None and not callable(hook):
+        raise ValueError(f"{name} must be a function, got {hook!r}")
     if hook is not None and any(map(inspect.iscoroutinefunction, (hook, type(hook).__call__))):
         raise TypeError(f"{name} must be a plain function, got an async one: it would never run")
 

@@ -348,7 +348,11 @@ def _seconds(name: str, value: float) -> float:
 
 
 def _hook(name: str, function: Callable[..., object] | None) -> Callable[..., object]:
-    return _do_nothing if function is None else _plain(name, function)
+    if function is None:
+        return _do_nothing
+    if not callable(function):
+        raise ValueError(f"{name} must be a function, got {function!r}")
+    return _plain(name, function)
 
 
 def _do_nothing(*arguments: object) -> None:

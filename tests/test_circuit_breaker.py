@@ -901,6 +901,10 @@ class TestArguments:
             with pytest.raises(TypeError, match=f"{name} must be a plain function, got an async"):
                 CircuitBreaker("api", **{name: function})  # type: ignore[arg-type]
 
+    def test_a_hook_must_be_a_function(self) -> None:
+        with pytest.raises(ValueError, match="on_state_change must be a function, got 'print'"):
+            CircuitBreaker("api", on_state_change="print")  # type: ignore[arg-type]
+
     def test_all_but_the_name_are_keyword_only(self) -> None:
         with pytest.raises(TypeError):
             CircuitBreaker("api", 5)  # type: ignore[call-arg]

@@ -356,6 +356,10 @@ class TestAddStrategy:
         assert handler.execute() == "answer"
         assert repr(handler) == "FallbackHandler(strategies=['first'])"
 
+    def test_an_answer_is_no_strategy(self) -> None:
+        with pytest.raises(ValueError, match=r"strategy must be a function .*, got 'Hello!'"):
+            FallbackHandler().add_strategy("api", "Hello!")  # type: ignore[arg-type]
+
     def test_a_strategy_may_add_another_one_for_the_next_time(self, execute: Execute) -> None:
         handler = FallbackHandler()
 

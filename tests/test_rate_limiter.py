@@ -240,6 +240,10 @@ class TestOnWait:
             with pytest.raises(TypeError, match="on_wait must be a plain function, got an async"):
                 acquire(RateLimiter(60), on_wait=on_wait)
 
+    def test_it_must_be_a_function(self, acquire: Acquire) -> None:
+        with pytest.raises(ValueError, match="on_wait must be a function, got 'print'"):
+            acquire(RateLimiter(60), on_wait="print")
+
 
 class TestTimeout:
     @pytest.mark.parametrize("timeout", [0, 1.01])

@@ -717,6 +717,11 @@ class TestArguments:
             with pytest.raises(TypeError, match=f"{name} must be a plain function, got an async"):
                 Retrier(**{name: function})  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("name", ["on_attempt", "on_wait", "on_recovery", "on_give_up"])
+    def test_a_hook_must_be_a_function(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"{name} must be a function, got 'print'"):
+            Retrier(**{name: "print"})  # type: ignore[arg-type]
+
     def test_a_wrong_argument_of_a_budget(self) -> None:
         for name in ("max_tokens", "tokens_per_success", "tokens_per_second"):
             with pytest.raises(ValueError, match=f"{name} must be a number >= 0, got -1"):
