@@ -463,7 +463,9 @@ def _settle(attempt: Attempt, result: T) -> T:
 
 
 def _field(source: Any, name: str) -> Any:
-    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+    """Return a field or an attribute, or None if there is none or its property fails."""
+    with contextlib.suppress(Exception):
+        return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
 
 
 def _open(opened: contextlib.ExitStack, attempt: Attempt, stream: Any) -> _Opened:

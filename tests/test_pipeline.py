@@ -440,6 +440,18 @@ class TestTokens:
         run(Pipeline(token_limiter=limiter), ending_in(result(usage)), tokens=self.ESTIMATE)
         assert limiter.available == 1000 - booked
 
+    def test_a_result_stays_a_success_if_its_usage_cannot_be_read(self, run: Run) -> None:
+        class Result:
+            @property
+            def usage(self) -> Any:
+                raise RuntimeError("not loaded")
+
+        result = Result()
+        limiter = TokenLimiter(1000)
+        pipeline = Pipeline(token_limiter=limiter)
+        assert run(pipeline, ending_in(result), tokens=self.ESTIMATE) is result
+        assert limiter.available == 1000 - self.ESTIMATE
+
     def test_no_estimate(self, run: Run) -> None:
         limiter = TokenLimiter(1000)
         run(Pipeline(token_limiter=limiter), ending_in("result"))
