@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -279,6 +280,16 @@ class TestCommandLine:
         ]
         secret = RULE["the key stays secret"]
         assert f"why it matters: {secret.why}\n    read on: {secret.read}\n" in out
+
+    def test_a_message_that_the_console_cannot_show(
+        self, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+        red = client_program().replace("it failed with ", "\\33[31mÉchec: ")
+        run("--", sys.executable, "-X", "utf8", "-c", red)
+        sys.stdout.flush()
+        assert b"exit code 1: [31m?chec: " in shown.getvalue()
 
     def test_json(self, run: Callable[..., Outcome]) -> None:
         code, out, _ = run("--json", "--", sys.executable, "-c", client_program())

@@ -159,5 +159,5 @@ def _happened(evidence: Evidence, requests: int, problem: str) -> str:
 
 def _how(ending: Ending) -> str:
     """Return how a program failed, in one short line; "" if it did not."""
-    words = " ".join(ending.failure.split())
+    words = "".join(filter(str.isprintable, " ".join(ending.failure.split())))
     return f": {words[:100]}" if words else ""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -25,6 +26,8 @@ WIDTH = max(map(len, READ))
 def main() -> int:
     """Check a program, print the verdicts, and return the exit code."""
     options, command = _parse_arguments()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the console may lack a letter of the program's
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program, too
     done: list[Verdict] = []
     try:
