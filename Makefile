@@ -23,7 +23,7 @@ help:
 	@echo "make run-02         run one lesson (run-01 to run-06, run-streaming, run-token-limits, ...)"
 	@echo "                    FAULTS=503,503 injects failures; ARGS=--trace draws a timeline"
 	@echo "make run-failures   run the lessons with the most instructive faults (half a minute)"
-	@echo "make run-many-processes  run four processes that share their limits over Redis (20 seconds)"
+	@echo "make run-many-processes  run four processes that share their limits over Redis (half a minute)"
 	@echo "make simulate       draw what retries, jitter, budgets and limits do to a service"
 	@echo "make check          show your progress in the exercises; N=1 checks one, rule by rule"
 	@echo "make reset N=1      start an exercise again; your attempt is kept beside it"

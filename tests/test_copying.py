@@ -101,6 +101,17 @@ def test_the_list_of_what_to_copy_is_complete(tmp_path: Path) -> None:
     assert run(*command, cwd=tmp_path) == (0, "", "")
 
 
+@pytest.mark.parametrize("name", ["shared_rate_limiter.py", "shared_token_limiter.py"])
+def test_shared_limiter_needs_the_files_in_its_row_of_the_table(name: str, tmp_path: Path) -> None:
+    (row,) = re.findall(rf"^\| \[{name}\].*", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    files = re.findall(r"`(\w+\.py)`", row)
+    only_python = ("-I", "-S", "-W", "error")
+    outcome = run(
+        *only_python, "-c", COPY_WHAT_THE_PAGE_LISTS, str(LIB), name, *files, cwd=tmp_path
+    )
+    assert outcome == (0, "", "")
+
+
 def test_lib_works_under_another_name(tmp_path: Path) -> None:
     command = ("-I", "-W", "error", "-c", USE_LIB_UNDER_ANOTHER_NAME, str(LIB))
     outcome = run(*command, cwd=tmp_path)
