@@ -28,6 +28,8 @@ MAX_SOCKET_TIMEOUT = 5.0  # seconds
 # Exceptions of redis and valkey for a rejected login or command, by name because neither library
 # is imported here.
 ACCESS_ERRORS = {"AuthenticationError", "AuthorizationError", "NoPermissionError"}
+# What Redis 7 and Redis 6 say of a command inside a script, without a class of its own.
+ACCESS_TEXTS = ("ACL failure in script", "The user executing the script can't run this command")
 
 
 class RedisAccessError(RuntimeError):
@@ -89,7 +91,7 @@ class RedisScript:
         try:
             reply: list[Any] = self._script(self._keys, [limit, *arguments])
         except Exception as error:
-            if any(cls.__name__ in ACCESS_ERRORS for cls in type(error).__mro__):
+            if _is_access_error(error):
                 raise RedisAccessError(
                     f"Redis rejects the client of the limit {self.name!r} ({error}): check its "
                     "username and password, and that it may run the commands of the script"
@@ -148,6 +150,11 @@ def without_blocking(step: Callable[[], object]) -> None:
         step()
     else:
         loop.run_in_executor(None, step)
+
+
+def _is_access_error(error: Exception) -> bool:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & ACCESS_ERRORS) or any(text in str(error) for text in ACCESS_TEXTS)
 
 
 def _check_client(redis_client: Any) -> None:

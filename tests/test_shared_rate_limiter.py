@@ -346,6 +346,22 @@ class TestWithoutRedis:
             acquire(shared)
         assert repr(shared) == "SharedRateLimiter('api', 60, shared)"
 
+    @pytest.mark.parametrize(
+        "message",
+        [
+            "ACL failure in script: User u has no permissions to run the 'get' command",
+            "The user executing the script can't run this command or subcommand",
+        ],
+    )
+    def test_a_script_that_lacks_a_permission_is_no_outage(
+        self, message: str, redis: Slots
+    ) -> None:
+        shared = limiter(redis)
+        redis.error = Exception(message)
+        with pytest.raises(RedisAccessError, match="may run the commands of the script"):
+            shared.acquire()
+        assert repr(shared) == "SharedRateLimiter('api', 60, shared)"
+
     def test_it_is_neither_retried_nor_counted_against_the_service(self) -> None:
         assert not is_retryable(RedisAccessError())
         assert not is_service_failure(RedisAccessError())

@@ -127,8 +127,9 @@ class TestAccess:
             ({"password": "wrong-horse"}, "invalid username-password pair"),
             ({}, "uthenticat"),
             ({"username": "reader", "password": "reader-horse"}, "no permissions"),
+            ({"username": "runner", "password": "runner-horse"}, "ACL failure in script"),
         ],
-        ids=["wrong password", "no password", "no permission"],
+        ids=["wrong password", "no password", "no permission", "no permission in the script"],
     )
     def test_it_is_a_clear_error_that_never_shows_the_password(
         self, settings: dict[str, Any], reason: str, locked_server: RedisServer, name: str,
@@ -136,6 +137,7 @@ class TestAccess:
     ) -> None:  # fmt: skip
         admin = client(locked_server, password=PASSWORD)
         admin.execute_command("ACL SETUSER reader on >reader-horse ~* +get")
+        admin.execute_command("ACL SETUSER runner on >runner-horse ~* +evalsha +script +time")
         with caplog.at_level(logging.DEBUG, logger="lib"):
             shared = SharedRateLimiter(
                 client(locked_server, **settings), name, max_requests_per_minute=600
