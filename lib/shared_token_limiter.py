@@ -354,7 +354,7 @@ class SharedTokenReservation:
 
         A call that the server rejected used 0. Don't settle a call that timed out: the
         server may have done the work, so its estimate must keep counting for a minute.
-        Raises ValueError if the reservation was settled before, or for a negative number.
+        Raises ValueError if the reservation is already settled, or for a negative number.
         """
         self._settle(self, checked_tokens("used", used))
 
