@@ -31,9 +31,9 @@ from lib.resilient_client import ResilientMistralClient
 from lib.retry import Retrier, RetryBudget
 from support import ROOT, StartTimes, most_in_any_window, run_in_threads
 
-CALLS = int(os.environ.get("SOAK_CALLS") or 240)
+CALLS = int(os.environ.get("SOAK_CALLS") or 320)
 THREADS = 16
-PER_SECOND = 600
+PER_SECOND = 200
 TIMEOUT = 1.5  # seconds; long enough for a good response on a busy machine
 HELLO = [{"role": "user", "content": "Hello!"}]
 OFTEN = ["ok"] * 10 + ["ok*3", "429:0.005", "503", "500", "drop", "badjson", "slow:0.02"]
