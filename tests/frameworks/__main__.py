@@ -46,13 +46,15 @@ def main() -> int:
         print(f"No client of this name: {', '.join(unknown)}.", file=sys.stderr)
         return 2
     results = report.load()
+    found = []
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         chosen = [client for client in CLIENTS if client.name in names]
         for client, result in zip(chosen, pool.map(check, chosen), strict=True):
             if result:
+                found.append(client)
                 results[client.name] = result
                 report.write(results)
-    return 0 if set(names) <= set(results) else 1
+    return 0 if found == chosen else 1
 
 
 if __name__ == "__main__":

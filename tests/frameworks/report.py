@@ -35,7 +35,7 @@ SHORT = (
     (r"did not send the request again", "no retry"),
     (r"did not get the answer", "no answer"),
     (r"three quarters waited", "equal"),
-    (r"half of the callers came back", "together"),
+    (r"half of the callers waited", "together"),
     (r"printed the key", "key"),
 )
 IN_COMPARISON = ("ours", "openai", "openai, 10 s", "mistralai", "mistralai, retries", "litellm")
@@ -101,24 +101,27 @@ def _verdicts(results: Results, names: Sequence[str]) -> str:
 
 
 def cell(verdict: str, happened: str) -> str:
-    """Return a verdict for the table: a sign, and in a word what is wrong."""
+    """Return a verdict for the table: a sign, and in a word what is wrong.
+
+    A bare ✗ has no short form yet: the legend of the page lacks it, so a test fails.
+    """
     if verdict != "fail":
         return {"pass": "✓", "not tried": "–"}[verdict]
     for pattern, short in SHORT:
         if match := re.match(pattern, happened):
             return f"✗ {match.expand(short)}"
-    raise ValueError(f"no short form of: {happened}")
+    return "✗"
 
 
 def _in_words(verdict: str, happened: str) -> str:
     """Return what a caller gets from a stream that breaks."""
     if verdict == "fail":
-        return {"hangs": "nothing, for 30 s", "half": "half of the answer, no error"}[
-            cell(verdict, happened).removeprefix("✗ ")
-        ]
+        short = cell(verdict, happened)
+        words = {"✗ hangs": "nothing, for 30 s", "✗ half": "half of the answer, no error"}
+        return words.get(short, short)
     found = re.search(r"([\d.]+) s\): (?:exit code \d+: )?(\w+)", happened)
     if not found:
-        raise ValueError(f"no error in: {happened}")
+        return happened
     seconds = round(float(found[1]))
     return f"`{found[2]}`" + (f" after {seconds} s" if seconds else "")
 
