@@ -168,18 +168,28 @@ def interrupt_everywhere(call: Callable[[], object]) -> Iterator[int]:
     The points are those at which CPython looks for signals: at a function's start, after a
     call, and at a jump back. It yields after each run, so that the test can check the state.
     """
-    for point in itertools.count(1):
-        interruption = _Interruption(point)
-        sys.settrace(interruption.trace)
-        try:
-            call()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.settrace(None)
-        if not interruption.happened:
-            return
-        yield point
+    # CPython 3.13.0 no longer traces the steps of code that another thread has run untraced.
+    threading.settrace(_trace_steps)
+    try:
+        for point in itertools.count(1):
+            interruption = _Interruption(point)
+            sys.settrace(interruption.trace)
+            try:
+                call()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            if not interruption.happened:
+                return
+            yield point
+    finally:
+        threading.settrace(None)
+
+
+def _trace_steps(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+    frame.f_trace_opcodes = True
+    return _trace_steps
 
 
 class _Interruption:
