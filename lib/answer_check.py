@@ -179,15 +179,15 @@ def _read(completion: Any) -> _Answer:
     if hasattr(completion, "choices"):  # of an SDK
         if not completion.choices:
             return _Answer("", None, calls_tools=False, is_refused=False)
-        choice = completion.choices[0]
-        message, finish_reason = choice.message, choice.finish_reason
+        choice = completion.choices[0]  # some gateways send one without a message
+        message = getattr(choice, "message", None)
     elif hasattr(completion, "content"):  # of our client
-        message, finish_reason = completion, completion.finish_reason
+        choice = message = completion
     else:
         raise TypeError(f"expected a completion, got {type(completion).__name__}")
     return _Answer(
-        _text(message.content),
-        finish_reason,
+        _text(getattr(message, "content", None)),
+        getattr(choice, "finish_reason", None),
         calls_tools=bool(getattr(message, "tool_calls", None)),
         is_refused=bool(getattr(message, "refusal", None)),
     )

@@ -231,6 +231,12 @@ class TestJsonAnswer:
                 ask(Model(), function)
 
 
+def test_a_choice_without_a_message_is_an_empty_answer() -> None:
+    for choice in (SimpleNamespace(message=None, finish_reason=None), SimpleNamespace()):
+        with pytest.raises(EmptyAnswerError):
+            check_answer(SimpleNamespace(choices=[choice]))
+
+
 def test_the_errors_survive_pickling() -> None:
     for error in (TruncatedAnswerError("half"), InvalidAnswerError("half", "no JSON")):
         copy = pickle.loads(pickle.dumps(error))
