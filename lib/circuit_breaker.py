@@ -174,6 +174,12 @@ class CircuitBreaker:
         finally:
             call.ended = True
 
+    def check(self) -> None:
+        """Raise CircuitOpenError if the circuit is open: for a call that waited inside of it."""
+        state = self._state
+        if isinstance(state, _Open) and (wait := self._remaining(state)) > 0:
+            raise CircuitOpenError(self.name, wait, state.last_failure)
+
     def __call__(self, function: F) -> F:
         """Decorate a function or an async function, so that each call goes through the breaker."""
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):

@@ -220,6 +220,7 @@ class Pipeline:
         reservation = self._token_limiter.reserve(call.tokens, call.remaining)
         try:
             self._limiter.acquire(call.remaining)
+            self._breaker.check()  # it may have opened meanwhile
         except BaseException:
             reservation.settle(0)
             raise
@@ -229,6 +230,7 @@ class Pipeline:
         reservation = await self._token_limiter.reserve_async(call.tokens, call.remaining)
         try:
             await self._limiter.acquire_async(call.remaining)
+            self._breaker.check()
         except BaseException:
             reservation.settle(0)
             raise
@@ -403,6 +405,9 @@ class _Absent:
 
     async def call_async(self, operation: Callable[[], Awaitable[T]]) -> T:
         return await operation()
+
+    def check(self) -> None:
+        pass
 
     def acquire(self, timeout: float | None = None) -> float:
         return 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import itertools
 import json
@@ -218,6 +219,28 @@ class TestOrder:
                 run(pipeline, ending_in(), tokens=10)
         assert limiter.acquire() == pytest.approx(1, rel=0.02)
         assert token_limiter.available == 1000
+
+    def test_a_call_that_waited_while_the_circuit_opened_is_not_sent(self, run: Run) -> None:
+        def connect() -> None:
+            raise ConnectionError
+
+        def fail() -> None:
+            with contextlib.suppress(ConnectionError):
+                breaker.call(connect)
+
+        class Limiter(RateLimiter):
+            def acquire(self, timeout: float | None = None, **_: Any) -> float:
+                contextvars.Context().run(fail)  # another caller, which is not part of this call
+                return 0.0
+
+            async def acquire_async(self, timeout: float | None = None, **_: Any) -> float:
+                return self.acquire()
+
+        breaker, tokens = CircuitBreaker("api", failure_threshold=1), TokenLimiter(1000)
+        pipeline = Pipeline(breaker=breaker, limiter=Limiter(), token_limiter=tokens)
+        with pytest.raises(CircuitOpenError) as info:
+            run(pipeline, ending_in("sent"), tokens=10)
+        assert (info.value.last_failure, tokens.available) == ("ConnectionError: ", 1000)
 
     def test_waiting_is_not_a_failure(self, run: Run, clock: FakeClock) -> None:
         breaker = CircuitBreaker("api", failure_threshold=1)
