@@ -6,13 +6,12 @@
 Each result is written as soon as it arrives. Kill the job and start it again: it asks only the
 prompts that are not done yet. It stops at once if every further call would fail too, for example
 with a 401. In the demonstration, the large model's quota is used up after five answers, and a
-second run asks the small model. The retry budget is sized for the concurrency, because in an outage
-all calls in flight fail together.
+second run asks the small model. The retry budget is sized for the concurrency, because in an
+outage all calls in flight fail together.
 """
 
 import asyncio
 import json
-import os
 import sys
 import tempfile
 from collections import deque
@@ -21,7 +20,8 @@ from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.support.lesson import UsageError, parse_arguments, run_lesson
+from examples.support.json_lines import read_done, read_prompts
+from examples.support.lesson import UsageError, parse_arguments, print_err, run_lesson
 from lib.answer_check import check_answer
 from lib.client import MistralClient
 from lib.errors import MistralError, explain
@@ -44,7 +44,12 @@ pipeline = Pipeline(
 def main(client: MistralClient) -> None:
     print("=== Batch job ===\n")
     if files := parse_arguments(FILES).files:
-        asyncio.run(run(client, SMALL, read_prompts(Path(files[0])), Path(files[1])))
+        prompts, answers = map(Path, files)
+        if prompts.resolve() == answers.resolve():
+            raise UsageError("The answers need a file of their own.")
+        if failed := asyncio.run(run(client, SMALL, read_prompts(prompts), answers)):
+            print_err(f"{failed} of the prompts failed: run it again.")
+            sys.exit(1)
         return
     with tempfile.TemporaryDirectory() as folder:
         for model in (LARGE, SMALL):
@@ -56,14 +61,14 @@ def main(client: MistralClient) -> None:
     print()
 
 
-async def run(client: MistralClient, model: str, prompts: dict[Any, str], answers: Path) -> None:
+async def run(client: MistralClient, model: str, prompts: dict[Any, str], answers: Path) -> int:
     done = read_done(answers)
-    todo = deque(prompts.keys() - done)
+    todo = deque(key for key in prompts if key not in done)
     print(f"{model}: {len(todo)} of {len(prompts)} prompts to ask")
 
     async def work(output: TextIO) -> None:
         while todo:
-            result: dict[str, Any] = {"id": todo.popleft()}
+            result: dict[str, Any] = {"id": todo.popleft(), "answer": None}
             try:
                 result["answer"] = await ask(client, model, prompts[result["id"]])
             except Exception as error:
@@ -79,9 +84,11 @@ async def run(client: MistralClient, model: str, prompts: dict[Any, str], answer
     with answers.open("a", encoding="utf-8") as output:
         workers = [work(output) for _ in range(CONCURRENCY)]
         ends = await asyncio.gather(*workers, return_exceptions=True)
-    print(f"  {len(prompts.keys() & read_done(answers))} are done")
+    failed = len(prompts) - len(prompts.keys() & read_done(answers))
+    print(f"  {len(prompts) - failed} are done")
     for error in filter(None, ends):
         raise error
+    return failed
 
 
 def is_fatal(error: Exception) -> bool:
@@ -100,27 +107,6 @@ async def ask(client: MistralClient, model: str, prompt: str) -> str:
         tokens=estimate_tokens(messages, MAX_TOKENS),
     )
     return check_answer(completion).content
-
-
-def read_prompts(path: Path) -> dict[Any, str]:
-    lines = path.read_text("utf-8-sig").splitlines()
-    try:
-        prompts = {entry["id"]: entry["prompt"] for entry in map(json.loads, lines)}
-    except (ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"{path}: a line holds no prompt ({error!r}).") from None
-    if len(prompts) < len(lines):
-        raise UsageError(f"{path}: two lines have the same id.")
-    return prompts
-
-
-def read_done(path: Path) -> set[Any]:
-    """Return the ids that need no further call. Drop a last line that a kill cut short."""
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        os.truncate(path, len(whole))
-    results = [json.loads(line) for line in whole.splitlines()]
-    return {result["id"] for result in results if not result.get("retryable")}
 
 
 if __name__ == "__main__":

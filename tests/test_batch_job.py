@@ -108,28 +108,30 @@ class TestErrors:
     def test_a_transient_error_is_retried_and_asked_again_by_the_next_run(self, job: Job) -> None:
         job.write(prompts=1)
         with MockServer("ok,empty") as server:
-            job.run(server)
-            job.run(server)
+            outcome = job.run(server)
+            assert outcome.code == 1
+            assert outcome.err.endswith("1 of the prompts failed: run it again.\n")
+            assert job.run(server).code == 0
             assert asked(server) == ["P0", "P0"]
-        assert [sorted(result) for result in job.results()] == [
-            ["error", "id", "retryable"],
-            ["answer", "id"],
-        ]
+        first, last = job.results()
+        assert (first["answer"], first["retryable"]) == (None, True)
+        assert last["answer"].endswith("response")
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"id": 1}', "KeyError('prompt')"),
-        ("Hello!", "JSONDecodeError"),
-        ('{"id": 0, "prompt": "again"}', "two lines have the same id"),
+        ('{"id": 1}', 'line 2: expected JSON with "id" and "prompt"'),
+        ("Hello!", 'line 2: expected JSON with "id" and "prompt"'),
+        ("", 'line 2: expected JSON with "id" and "prompt"'),
+        ('{"id": 0, "prompt": "again"}', "the id 0 is there twice"),
     ],
 )
 def test_a_wrong_input_file_is_one_sentence(
     job: Job, run_script: RunScript, line: str, reason: str
 ) -> None:
     job.write(prompts=1)
-    job.prompts.write_text(f"{job.prompts.read_text('utf-8')}\n{line}", "utf-8")
+    job.prompts.write_text(f"{job.prompts.read_text('utf-8')}\n{line}\n", "utf-8")
     outcome = run_script("batch_job", *job.files, "--offline")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert reason in outcome.err
@@ -143,3 +145,30 @@ def test_a_missing_file_and_a_missing_name_are_one_sentence(
     for arguments, code in (([missing], 2), ([missing, str(tmp_path / "out")], 1)):
         outcome = run_script("batch_job", *arguments, "--offline")
         assert (outcome.code, outcome.err.count("\n")) == (code, 1), outcome.err
+
+
+def test_a_line_separator_within_a_prompt_is_no_end_of_a_line(job: Job) -> None:
+    job.prompts.write_text('{"id": 1, "prompt": "one\u2028two"}\n', "utf-8")
+    with MockServer() as server:
+        assert job.run(server).code == 0
+        assert asked(server) == ["one\u2028two"]
+
+
+@pytest.mark.parametrize("other", ['{"id": 1, "prompt": "a"}\n{"id": 2, "pro', "hello\n"])
+def test_a_file_that_holds_no_answers_is_left_alone(
+    job: Job, run_script: RunScript, other: str
+) -> None:
+    job.write(prompts=1)
+    job.answers.write_text(other, "utf-8")
+    outcome = run_script("batch_job", *job.files, "--offline")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert 'line 1: expected JSON with "id" and "answer"' in outcome.err
+    assert job.answers.read_text("utf-8") == other
+
+
+def test_the_prompts_are_not_overwritten(job: Job, run_script: RunScript) -> None:
+    job.write(prompts=1)
+    before = job.prompts.read_text("utf-8")
+    outcome = run_script("batch_job", str(job.prompts), str(job.prompts), "--offline")
+    assert (outcome.code, outcome.err) == (2, "The answers need a file of their own.\n")
+    assert job.prompts.read_text("utf-8") == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
@@ -23,10 +24,18 @@ def test_each_command_of_the_lesson_is_run_after_a_pause(number: int) -> None:
         assert step.kind != "run" or before.kind == "pause"
 
 
-def test_the_expected_output_is_not_shown_before_the_run() -> None:
-    shown = "\n".join(step.text for step in steps(TEXT, 2) if step.kind == "text")
-    assert "Attempt 1/3" not in shown
-    assert "Why exponential, and why jitter?" in shown
+@pytest.mark.parametrize("number", LESSONS)
+def test_what_the_page_expects_is_not_shown_before_a_prediction(number: int) -> None:
+    """Not even the part of an output that follows an empty line."""
+    section = TEXT.partition(f"## Lesson {number}:")[2].partition("**Investigate:**")[0]
+    expected = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
+    shown = "\n".join(step.text for step in steps(TEXT, number) if step.kind == "text")
+    predictions = shown.partition("Investigate:")[0]
+    assert expected
+    for output in expected:
+        for line in output.splitlines():
+            assert not line or line not in predictions
+    assert "```" not in predictions
 
 
 def test_the_walk_prints_what_the_scripts_print(commands: Commands) -> None:

@@ -16,10 +16,11 @@ from typing import Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.support.lesson import ROOT, Parser, run_command
+from examples.support.lesson import ROOT, Parser, UsageError, run_command
 
 PAGE = ROOT / "examples" / "README.md"
 LESSONS = range(1, 7)
+BLOCK = re.compile(r"^```(?s:.*?)^```$|(?:^(?!```).+\n?)+", re.MULTILINE)  # a fence, or a paragraph
 
 
 class Step(NamedTuple):
@@ -31,11 +32,13 @@ class Step(NamedTuple):
 
 def main() -> int:
     parser = Parser(prog="make workshop", description=__doc__)
-    parser.add_argument("number", type=int, choices=LESSONS, metavar="N", help="lesson 1 to 6")
+    parser.add_argument("number", nargs="?", type=int, choices=LESSONS, metavar="N", help="1 to 6")
     number = parser.parse_args().number
+    if number is None:
+        raise UsageError("Say which lesson, 1 to 6: make workshop N=2")
     for kind, text in steps(PAGE.read_text("utf-8"), number):
         if kind == "text":
-            print(f"{text}\n")
+            print(f"{text.rstrip()}\n")
         elif kind == "pause":
             wait_for_enter(text)
         else:
@@ -47,17 +50,21 @@ def steps(page: str, number: int) -> Iterator[Step]:
     """Yield the steps of a lesson, in the page's order."""
     section = re.split(r"^## ", page, flags=re.MULTILINE)
     [lesson] = [text for text in section if text.startswith(f"Lesson {number}:")]
-    changed = False
-    for block in lesson.split("\n\n"):
-        if block.startswith("**Modify:**"):
-            changed = True
+    task = ""
+    for block in BLOCK.findall(lesson):
+        if block.startswith("**"):
+            task = block[2:].partition("*")[0].rstrip(":")
         if block.startswith("```console"):
-            yield Step(
-                "pause", "Change the line, then press Enter" if changed else "Your prediction?"
-            )
+            yield Step("pause", "Change the line" if task == "Modify" else "Your prediction?")
             yield Step("run", block.splitlines()[1].removeprefix("$ "))
+        elif block.startswith("<details><summary>Answer"):
+            yield Step("pause", "Your answer?")
+        elif task == "Modify" and block.startswith("```text"):
+            yield Step("text", f"Changed as the page says, it prints:\n\n{block}")
         elif not is_hidden(block):
             yield Step("text", readable(block))
+            if task == "Read" and block.startswith("**"):
+                yield Step("pause", "Read the script")
 
 
 def is_hidden(block: str) -> bool:

@@ -1,0 +1,47 @@
+"""Read the files of a batch job: a JSON object in each line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from examples.support.lesson import UsageError
+
+
+def read_prompts(path: Path) -> dict[Any, str]:
+    """Return the prompts by their ids. Raises UsageError for a line that holds none."""
+    prompts: dict[Any, str] = {}
+    for entry in read_lines(path, path.read_bytes(), ("id", "prompt")):
+        if entry["id"] in prompts:
+            raise UsageError(f"{path}: the id {entry['id']!r} is there twice.")
+        prompts[entry["id"]] = entry["prompt"]
+    return prompts
+
+
+def read_done(path: Path) -> set[Any]:
+    """Return the ids that need no further call. Drop a last line that a kill cut short.
+
+    A prompt that failed and was asked again has two lines. Raises UsageError if the file holds
+    something else, and leaves it alone.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    results = read_lines(path, whole, ("id", "answer"))
+    if whole != content:
+        os.truncate(path, len(whole))
+    return {result["id"] for result in results if not result.get("retryable")}
+
+
+def read_lines(path: Path, content: bytes, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the JSON object in each line. Raise UsageError for a line without these fields."""
+    entries = []
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            entries.append(json.loads(line.decode("utf-8-sig")))
+            [entries[-1][field] for field in fields]
+        except (ValueError, LookupError, TypeError):
+            needed = " and ".join(f'"{field}"' for field in fields)
+            raise UsageError(f"{path}, line {number}: expected JSON with {needed}.") from None
+    return entries
