@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 SCRIPTS := $(sort $(wildcard examples/0*.py))
+LESSONS := run-01 to run-06, run-streaming, run-token-limits, run-asyncio-client, run-answers, run-failover, run-batch-job, run-many-processes
 READY := $(VENV)/installed
 BENCH := .venv-bench
 BENCH_BIN := $(BENCH)/$(notdir $(BIN))
@@ -55,7 +56,7 @@ run-%: $(READY)
 	@$(if $(FAULT)$(ARG),echo "FAULT and ARG are not known here: write FAULTS=503 and ARGS=--trace." >&2; exit 2)
 	@name=$$(echo "$*" | tr - _); \
 	script=$$(ls examples/$${name}_*.py examples/0$${name}_*.py examples/$$name.py 2>/dev/null | head -n 1); \
-	[ -n "$$script" ] || { echo "There is no lesson $*: run-01 to run-06, run-streaming, run-token-limits, run-asyncio-client." >&2; exit 1; }; \
+	[ -n "$$script" ] || { echo "There is no lesson $*: $(LESSONS)." >&2; exit 1; }; \
 	$(BIN)/python "$$script" $(if $(FAULTS),--faults '$(FAULTS)') $(ARGS)
 
 # check.py exits with 1 if a rule does not hold. The target succeeds all the same: an exercise that

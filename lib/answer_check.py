@@ -6,10 +6,11 @@ and of the openai and mistralai SDKs.
 
     >>> from types import SimpleNamespace
     >>> completion = SimpleNamespace(content="The capital of", finish_reason="length")
-    >>> check_answer(completion)
-    Traceback (most recent call last):
-    lib.answer_check.TruncatedAnswerError: the answer was cut off at its token limit: raise \
-max_tokens or ask for a shorter answer
+    >>> try:
+    ...     check_answer(completion)
+    ... except TruncatedAnswerError as error:
+    ...     print(error)
+    the answer was cut off at its token limit: raise max_tokens or ask for a shorter answer
 
 If an answer reaches the API's limit, it is cut off, but the status is 200. It is also 200 if a
 content filter withholds the answer. ``finish_reason`` says why the model stopped: "stop" means that

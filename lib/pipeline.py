@@ -56,6 +56,7 @@ AsyncStream = AsyncIterable[P] | AbstractAsyncContextManager[AsyncIterable[P]]
 REJECTIONS = (CircuitOpenError, RateLimitTimeoutError, TokenLimitTimeoutError)
 """Nothing was sent, because one of your own helpers rejected the call: ``except REJECTIONS``."""
 
+TIMEOUT_STATUSES = (408, 504, 524)  # the server may have done the work all the same
 MIN_TIMEOUT = 0.01  # seconds; many libraries reject a timeout of 0
 END = object()  # follows the last piece of a stream
 
@@ -443,7 +444,7 @@ def _did_no_work(error: Exception) -> bool:
     """Return True if the server rejected the request, or if it was not sent."""
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
-        return status >= 400
+        return status >= 400 and status not in TIMEOUT_STATUSES
     return getattr(error, "retryable", None) is False
 
 

@@ -98,7 +98,9 @@ class RateLimiter:
         slot = max(now, self._next_slot) + caller.ahead * interval
         if slot > now:
             if slot > caller.gives_up_at:
-                raise RateLimitTimeoutError(f"no request may start within {caller.timeout:g} s")
+                raise RateLimitTimeoutError(
+                    f"no request may start within {round(caller.timeout, 3):g} s"
+                )
             return slot - now
         # If this start is late, count it as on time, so that the next slot does not move. The
         # exceptions: it is late by an interval, or by more than the pace leaves free in a minute.

@@ -116,7 +116,9 @@ class TokenLimiter:
             self._book(now, booking)
             return 0.0
         if now >= caller.gives_up_at:
-            raise TokenLimitTimeoutError(f"no room for {tokens} tokens within {caller.timeout:g} s")
+            raise TokenLimitTimeoutError(
+                f"no room for {tokens} tokens within {round(caller.timeout, 3):g} s"
+            )
         return min(ready_at, caller.gives_up_at) - now
 
     def _settle(self, booking: TokenReservation, used: int) -> None:

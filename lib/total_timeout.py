@@ -93,7 +93,7 @@ class Deadline:
         """Return the seconds that are left; raise TimeoutError if the deadline has passed."""
         remaining = self.remaining()
         if remaining <= 0:
-            raise TimeoutError(f"the total timeout of {self.seconds:g} s has passed")
+            raise TimeoutError(f"the total timeout of {round(self.seconds, 3):g} s has passed")
         return remaining
 
     def limit(self, sock: Any, timeout: float | None) -> None:
@@ -162,7 +162,9 @@ def _timeout_of(deadline: Deadline, **context: Any) -> Iterator[None]:
     except OSError as error:  # TimeoutError and all errors of requests are OSErrors
         if deadline.remaining() > 0:
             raise
-        message = f"no complete response within the total timeout of {deadline.seconds:g} s"
+        message = (
+            f"no complete response within the total timeout of {round(deadline.seconds, 3):g} s"
+        )
         raise requests.Timeout(message, **context) from error
 
 

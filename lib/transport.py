@@ -134,7 +134,7 @@ class Transport:
         elif select_proxy(self.base_url, settings["proxies"]):
             peer += " (through a proxy)"
         if deadline.remaining() <= 0:
-            total = f"within the total timeout of {deadline.seconds:g} s"
+            total = f"within the total timeout of {round(deadline.seconds, 3):g} s"
             return APITimeoutError(f"{peer} did not respond {total}")
         for error_class, message, classes in NAMES:
             for cause in causes:

@@ -495,6 +495,7 @@ class TestTokens:
         [
             (AuthenticationError(401, "No"), 0),
             (foreign(503), 0),
+            (foreign(504), ESTIMATE),  # the server may have done the work all the same
             (InvalidRequestError("messages must be a list"), 0),
             (APITimeoutError("too late"), ESTIMATE),
             (APIResponseValidationError("truncated"), ESTIMATE),
