@@ -202,7 +202,8 @@ class TestSoak:
         assert attempts == len(soak.server_outcomes)
 
     def test_rate_limit_holds_in_any_window(self, soak: Soak) -> None:
-        assert len(soak.starts) == len(soak.server_outcomes)
+        # A call whose circuit opens while it waits for its slot is not sent.
+        assert len(soak.starts) >= len(soak.server_outcomes)
         for seconds in (0.1, 0.5, 1.0, 60.0):
             allowed = (seconds + 0.02) * PER_SECOND + 1  # 20 ms for threads that woke late
             assert most_in_any_window(soak.starts, seconds) <= allowed
