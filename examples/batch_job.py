@@ -3,11 +3,9 @@
     python examples/batch_job.py                                # the demonstration
     python examples/batch_job.py prompts.jsonl answers.jsonl    # lines like {"id": 1, "prompt": ""}
 
-Each result is written as soon as it arrives. Kill the job and start it again: it asks only the
-prompts that are not done yet. It stops at once if every further call would fail too, for example
-with a 401. In the demonstration, the large model's quota is used up after five answers, and a
-second run asks the small model. The retry budget is sized for the concurrency, because in an
-outage all calls in flight fail together.
+Each result is written as soon as it arrives. Kill the job and start it again: it asks only what is
+not done yet. It stops at once if every further call would fail too. The demonstration runs twice,
+because the large model's quota is used up. The retry budget fits the calls that fail together.
 """
 
 import asyncio
@@ -21,7 +19,7 @@ from typing import Any, TextIO
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from examples.support.json_lines import read_done, read_prompts
-from examples.support.lesson import UsageError, parse_arguments, print_err, run_lesson
+from examples.support.lesson import parse_arguments, print_err, run_lesson
 from lib.answer_check import check_answer
 from lib.client import MistralClient
 from lib.errors import MistralError, explain
@@ -44,10 +42,8 @@ pipeline = Pipeline(
 def main(client: MistralClient) -> None:
     print("=== Batch job ===\n")
     if files := parse_arguments(FILES).files:
-        prompts, answers = map(Path, files)
-        if prompts.resolve() == answers.resolve():
-            raise UsageError("The answers need a file of their own.")
-        if failed := asyncio.run(run(client, SMALL, read_prompts(prompts), answers)):
+        prompts, answers = read_prompts(*map(Path, files)), Path(files[1])
+        if failed := asyncio.run(run(client, SMALL, prompts, answers)):
             print_err(f"{failed} of the prompts failed: run it again.")
             sys.exit(1)
         return

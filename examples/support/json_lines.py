@@ -10,8 +10,13 @@ from typing import Any
 from examples.support.lesson import UsageError
 
 
-def read_prompts(path: Path) -> dict[Any, str]:
-    """Return the prompts by their ids. Raises UsageError for a line that holds none."""
+def read_prompts(path: Path, answers: Path) -> dict[Any, str]:
+    """Return the prompts by their ids. Raises UsageError for a line that holds none.
+
+    The answers must go to another file, or a UsageError is raised, too.
+    """
+    if path.resolve() == answers.resolve():
+        raise UsageError("The answers need a file of their own.")
     prompts: dict[Any, str] = {}
     for entry in read_lines(path, path.read_bytes(), ("id", "prompt")):
         if entry["id"] in prompts:
