@@ -32,7 +32,7 @@ help:
 	@echo "make workshop N=2   walk through lesson 2 in the terminal: predict, then see"
 	@echo "make test           run the tests"
 	@echo "make test-shared    test the shared limiters with real processes and a real server"
-	@echo "make soak           run thousands of calls with every fault, and all clients of the check (four minutes)"
+	@echo "make soak           run thousands of calls with every fault, and all clients of the check (seven minutes)"
 	@echo "make bench          compare the speed of the helpers with other libraries (five minutes)"
 	@echo "make bench-sdks     check the recipes and the errors of eleven libraries, against the mock server"
 	@echo "make check-frameworks  check other clients and frameworks, and write lib/frameworks.md (half an hour)"
