@@ -55,8 +55,8 @@ class RateLimiter:
 
     Callers start in the order in which they arrived, at 98.5 % of the limit. If the operating
     system wakes a thread late, its request starts late, and the next starts make up for it.
-    You may change ``max_requests_per_minute`` at any time. Only this process is counted;
-    several processes need a shared limiter.
+    You may change ``max_requests_per_minute``; a caller that already waits for its slot keeps its
+    wait. Only this process is counted; several processes need a shared limiter.
 
     Thread-safe. Threads and asyncio tasks may share one limiter. If a task is first in line
     and its event loop is blocked, all callers behind it wait too. Raises ValueError for a

@@ -124,6 +124,7 @@ class TestErrors:
         ('{"id": 1}', 'line 2: expected JSON with "id" and "prompt"'),
         ("Hello!", 'line 2: expected JSON with "id" and "prompt"'),
         ("", 'line 2: expected JSON with "id" and "prompt"'),
+        ('{"id": [1], "prompt": "a"}', "line 2: the id must be a text or a number"),
         ('{"id": 0, "prompt": "again"}', "the id 0 is there twice"),
     ],
 )
@@ -172,3 +173,12 @@ def test_the_prompts_are_not_overwritten(job: Job, run_script: RunScript) -> Non
     outcome = run_script("batch_job", str(job.prompts), str(job.prompts), "--offline")
     assert (outcome.code, outcome.err) == (2, "The answers need a file of their own.\n")
     assert job.prompts.read_text("utf-8") == before
+
+
+def test_a_line_that_is_no_cut_answer_is_not_dropped(job: Job, run_script: RunScript) -> None:
+    job.write(prompts=1)
+    job.answers.write_text("hello", "utf-8")
+    outcome = run_script("batch_job", *job.files, "--offline")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "does not end with an answer: name another file" in outcome.err
+    assert job.answers.read_text("utf-8") == "hello"

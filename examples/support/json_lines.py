@@ -9,6 +9,8 @@ from typing import Any
 
 from examples.support.lesson import UsageError
 
+BEGINNING = b'{"id": '  # of each line that a batch job writes
+
 
 def read_prompts(path: Path, answers: Path) -> dict[Any, str]:
     """Return the prompts by their ids. Raises UsageError for a line that holds none.
@@ -34,7 +36,10 @@ def read_done(path: Path) -> set[Any]:
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     results = read_lines(path, whole, ("id", "answer"))
-    if whole != content:
+    cut = content[len(whole) :]
+    if cut and not cut.startswith(BEGINNING[: len(cut)]):
+        raise UsageError(f"{path} does not end with an answer: name another file.")
+    if cut:
         os.truncate(path, len(whole))
     return {result["id"] for result in results if not result.get("retryable")}
 
@@ -44,9 +49,13 @@ def read_lines(path: Path, content: bytes, fields: tuple[str, ...]) -> list[dict
     entries = []
     for number, line in enumerate(content.splitlines(), 1):
         try:
-            entries.append(json.loads(line.decode("utf-8-sig")))
-            [entries[-1][field] for field in fields]
-        except (ValueError, LookupError, TypeError):
+            entry = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict) or not entry.keys() >= set(fields):
             needed = " and ".join(f'"{field}"' for field in fields)
-            raise UsageError(f"{path}, line {number}: expected JSON with {needed}.") from None
+            raise UsageError(f"{path}, line {number}: expected JSON with {needed}.")
+        if not isinstance(entry["id"], (str, int)):
+            raise UsageError(f"{path}, line {number}: the id must be a text or a number.")
+        entries.append(entry)
     return entries
