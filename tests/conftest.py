@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import responses
 from responses.registries import OrderedRegistry
 
-from commands import COMMANDS
-from support import MODELS_URL, ROOT, SETTINGS, Outcome, run
+from support import MODELS_URL, ROOT, SETTINGS, Outcome
 
 
 @pytest.fixture(autouse=True)
@@ -116,22 +115,22 @@ def start_commands_first(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
-    """Run the commands of commands.py behind the other tests, each in an empty folder.
+def commands(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Commands]:
+    """Run what the test modules name in COMMANDS behind the tests, each in an empty folder.
 
     They run without a timeout, which would sleep: another test may have a fake ``time.sleep``.
     """
-
-    def run_command(name: str, folder: Path) -> Outcome:
-        settings = {"MISTRAL_LOG_FILE": str(folder / "errors.log")}
-        if name.startswith(("failure_scenarios", "walk")):
-            settings["MISTRAL_TIMEOUT"] = "0.7"
-        return run(*COMMANDS[name], cwd=folder, timeout=None, **settings)
-
+    wanted: dict[str, Callable[..., Outcome]] = {}
+    for item in request.session.items:
+        if "commands" in getattr(item, "fixturenames", ()):
+            wanted |= cast(pytest.Function, item).module.COMMANDS
     with ThreadPoolExecutor(4) as pool:
-        futures = {
-            name: pool.submit(run_command, name, tmp_path_factory.mktemp("command"))
-            for name in COMMANDS
-        }
+        futures = {}
+        for name, command in wanted.items():
+            folder = tmp_path_factory.mktemp("command")
+            log = str(folder / "errors.log")
+            futures[name] = pool.submit(command, cwd=folder, timeout=None, MISTRAL_LOG_FILE=log)
         yield lambda name: futures[name].result(timeout=240)
         pool.shutdown(cancel_futures=True)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,21 +21,37 @@ from support import SCRIPTS, finish, run, script, start, transcript
 SECOND, THIRD, SIXTH = (str(SCRIPTS[number - 1]) for number in (2, 3, 6))
 
 
+# Runs a script whose stdout is a full disk: argv is the script's path and its arguments.
+ON_A_FULL_DISK = """
+import os, runpy, sys
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+COMMANDS = {
+    "development mode": partial(run, "-X", "dev", str(SCRIPTS[0])),
+    "ascii console": partial(
+        run, *script("01_basic_errors", "--trace"), PYTHONIOENCODING="ascii", PYTHONUTF8="0"
+    ),
+    "missing package": partial(run, "-S", SECOND),  # without the installed packages
+    "full disk": partial(run, "-c", ON_A_FULL_DISK, SECOND, "--offline", MISTRAL_NO_NOTICE="1"),
+}
+
+
 class TestStart:
     def test_in_development_mode(self, commands: Commands) -> None:
         outcome = commands("development mode")
         assert outcome[:2] == (0, transcript("01_basic_errors"))
         assert re.fullmatch("Offline: .*\n", outcome.err)  # and no warning
 
-    def test_on_an_ascii_console(self) -> None:
-        command = script("01_basic_errors", "--trace")
-        outcome = run(*command, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    def test_on_an_ascii_console(self, commands: Commands) -> None:
+        outcome = commands("ascii console")
         plain = transcript("01_basic_errors").replace("✓", "?").replace("✗", "?")
         assert outcome[:2] == (0, plain)
         assert "    0.0 s  |?" in outcome.err
 
-    def test_a_missing_package_is_one_sentence(self) -> None:
-        outcome = run("-S", SECOND)  # without the installed packages
+    def test_a_missing_package_is_one_sentence(self, commands: Commands) -> None:
+        outcome = commands("missing package")
         assert (outcome.code, outcome.out) == (1, "")
         assert re.fullmatch(
             "The package requests is not installed. `make run-all` .*\n", outcome.err
@@ -53,18 +70,9 @@ def test_a_closed_pipe_ends_a_script_quietly() -> None:
     assert re.fullmatch("Offline: .*\n", err)
 
 
-# Runs a script whose stdout is a full disk: argv is the script's path and its arguments.
-ON_A_FULL_DISK = """
-import os, runpy, sys
-os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_one_sentence() -> None:
-    code, _, err = run("-c", ON_A_FULL_DISK, SECOND, "--offline", MISTRAL_NO_NOTICE="1")
+def test_a_full_disk_is_one_sentence(commands: Commands) -> None:
+    code, _, err = commands("full disk")
     assert (code, err) == (1, "The output can't be used (No space left on device).\n")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-from pathlib import Path
+from functools import partial
 
 import pytest
 
+from conftest import Commands
 from support import ROOT, run
 
 LIB = ROOT / "lib"
@@ -79,56 +79,80 @@ with requests.Session() as session, socket.create_server(("127.0.0.1", 0)) as si
 """
 
 
-def test_helper_copied_alone_runs_its_doctests() -> None:
-    # -I and -S: no path and no package but the standard library.
-    only_python = ("-I", "-S", "-W", "error")
-    outcome = run(*only_python, "-c", RUN_DOCTESTS_OF_EACH_ALONE, str(LIB), *HELPERS)
-    assert outcome[:2] == (0, "".join(f"{name} ok\n" for name in HELPERS)), outcome.err
+PRINT_THE_USAGE_UNDER_ANOTHER_NAME = """
+import runpy, shutil, sys
+shutil.copytree(sys.argv[1], "robust", ignore=shutil.ignore_patterns("__pycache__"))
+sys.path.insert(0, ".")
+runpy.run_module(sys.argv[2], run_name="__main__", alter_sys=True)
+"""
+
+PAGE = (LIB / "README.md").read_text("utf-8")
+TREE = re.findall(r"\w+\.py", PAGE.partition("yourapp/\n")[2].partition("```")[0])
+SHARED = {
+    name: re.findall(r"`(\w+\.py)`", row)
+    for name, row in re.findall(
+        r"^\| \[(shared_\w+\.py)\](.*)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+}
+
+# -I and -S: no path and no package but the standard library.
+python = partial(run, "-I", "-W", "error", "-c")
+only_python = partial(run, "-I", "-S", "-W", "error", "-c")
+COMMANDS = {
+    "helpers alone": partial(only_python, RUN_DOCTESTS_OF_EACH_ALONE, str(LIB), *HELPERS),
+    "token limiter": partial(only_python, RUN_DOCTESTS_OF_TWO_IN_A_PACKAGE, str(LIB)),
+    "page": partial(python, COPY_WHAT_THE_PAGE_LISTS, str(LIB), *TREE),
+    **{
+        name: partial(only_python, COPY_WHAT_THE_PAGE_LISTS, str(LIB), name, *files)
+        for name, files in SHARED.items()
+    },
+    "another name": partial(python, USE_LIB_UNDER_ANOTHER_NAME, str(LIB)),
+    "robust.mock_server": partial(
+        python, PRINT_THE_USAGE_UNDER_ANOTHER_NAME, str(LIB), "robust.mock_server", "--help"
+    ),
+    "robust.resilience_check": partial(
+        python, PRINT_THE_USAGE_UNDER_ANOTHER_NAME, str(LIB), "robust.resilience_check", "--help"
+    ),
+    "total timeout": partial(python, USE_TOTAL_TIMEOUT_ALONE, str(LIB)),
+}
 
 
-def test_token_limiter_needs_the_rate_limiter_beside_it(tmp_path: Path) -> None:
-    only_python = ("-I", "-S", "-W", "error")
-    outcome = run(*only_python, "-c", RUN_DOCTESTS_OF_TWO_IN_A_PACKAGE, str(LIB), cwd=tmp_path)
-    assert outcome[:2] == (0, "TestResults(failed=0, attempted=6)\n"), outcome.err
+def test_helper_copied_alone_runs_its_doctests(commands: Commands) -> None:
+    code, out, err = commands("helpers alone")
+    assert (code, out) == (0, "".join(f"{name} ok\n" for name in HELPERS)), err
 
 
-def test_the_list_of_what_to_copy_is_complete(tmp_path: Path) -> None:
-    page = (LIB / "README.md").read_text("utf-8")
-    tree = page.partition("yourapp/\n")[2].partition("```")[0]
-    files = re.findall(r"\w+\.py", tree)
-    assert {"__init__.py", "client.py", "resilient_client.py"} <= set(files)
-    command = ("-I", "-W", "error", "-c", COPY_WHAT_THE_PAGE_LISTS, str(LIB), *files)
-    assert run(*command, cwd=tmp_path) == (0, "", "")
+def test_token_limiter_needs_the_rate_limiter_beside_it(commands: Commands) -> None:
+    code, out, err = commands("token limiter")
+    assert (code, out) == (0, "TestResults(failed=0, attempted=6)\n"), err
+
+
+def test_the_list_of_what_to_copy_is_complete(commands: Commands) -> None:
+    assert {"__init__.py", "client.py", "resilient_client.py"} <= set(TREE)
+    assert commands("page") == (0, "", "")
 
 
 @pytest.mark.parametrize("name", ["shared_rate_limiter.py", "shared_token_limiter.py"])
-def test_shared_limiter_needs_the_files_in_its_row_of_the_table(name: str, tmp_path: Path) -> None:
-    (row,) = re.findall(rf"^\| \[{name}\].*", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
-    files = re.findall(r"`(\w+\.py)`", row)
-    only_python = ("-I", "-S", "-W", "error")
-    outcome = run(
-        *only_python, "-c", COPY_WHAT_THE_PAGE_LISTS, str(LIB), name, *files, cwd=tmp_path
-    )
-    assert outcome == (0, "", "")
+def test_shared_limiter_needs_the_files_in_its_row_of_the_table(
+    name: str, commands: Commands
+) -> None:
+    assert commands(name) == (0, "", "")
 
 
-def test_lib_works_under_another_name(tmp_path: Path) -> None:
-    command = ("-I", "-W", "error", "-c", USE_LIB_UNDER_ANOTHER_NAME, str(LIB))
-    outcome = run(*command, cwd=tmp_path)
-    assert outcome[:2] == (0, "Hello! How can I assist you today?\nFalse\n"), outcome.err
+def test_lib_works_under_another_name(commands: Commands) -> None:
+    code, out, err = commands("another name")
+    assert (code, out) == (0, "Hello! How can I assist you today?\nFalse\n"), err
 
 
-def test_usage_line_names_the_package_that_was_copied(tmp_path: Path) -> None:
-    shutil.copytree(LIB, tmp_path / "robust", ignore=shutil.ignore_patterns("__pycache__"))
-    for command in ("robust.mock_server", "robust.resilience_check"):
-        outcome = run("-m", command, "--help", cwd=tmp_path)
-        assert outcome.out.startswith(f"usage: python -m {command} "), outcome
+@pytest.mark.parametrize("name", ["robust.mock_server", "robust.resilience_check"])
+def test_usage_line_names_the_package_that_was_copied(name: str, commands: Commands) -> None:
+    outcome = commands(name)
+    assert outcome.out.startswith(f"usage: python -m {name} "), outcome
 
 
-def test_total_timeout_copied_alone(tmp_path: Path) -> None:
-    command = ("-I", "-W", "error", "-c", USE_TOTAL_TIMEOUT_ALONE, str(LIB))
-    outcome = run(*command, cwd=tmp_path)
-    assert outcome == (0, "no complete response within the total timeout of 0.05 s\n", "")
+def test_total_timeout_copied_alone(commands: Commands) -> None:
+    message = "no complete response within the total timeout of 0.05 s\n"
+    assert commands("total timeout") == (0, message, "")
 
 
 @pytest.mark.parametrize(

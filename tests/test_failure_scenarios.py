@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from commands import SLOW_SCENARIOS
 from conftest import FakeClock, RunScript
 from examples.failure_scenarios import SCENARIOS
 from support import EXPECTED, transcript, without_time
+from test_transcripts import SLOW_SCENARIOS
 
 PACED = 1 / 0.985  # seconds between two requests at 60 per minute
 WAITS = {

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import re
+from functools import partial
+
 import pytest
 
-from commands import LESSONS, TRANSCRIPTS
 from conftest import Commands
-from support import SCRIPTS, transcript, without_time
+from examples.failure_scenarios import SCENARIOS
+from support import SCRIPTS, run, script, transcript, without_time
+
+LESSONS = (
+    "01_basic_errors", "02_backoff", "03_rate_limits", "04_circuit_breaker", "05_fallbacks",
+    "06_error_logger", "streaming", "token_limits", "asyncio_client", "answers",
+    "failover", "batch_job",
+)  # fmt: skip
+# A timeout and a slow body need real time, and the waits of two lessons are random;
+# test_failure_scenarios.py runs the others with a fake clock.
+SLOW_SCENARIOS = [
+    each
+    for each in SCENARIOS
+    if re.search("timeout|drip", each.faults) or each.script in ("streaming", "answers")
+]
+# By the name of the transcript. --trace leaves stdout as it is.
+COMMANDS = {
+    **{name: partial(run, *script(name, "--trace")) for name in LESSONS},
+    "failure_scenarios/02_recovers": partial(
+        run, *script("02_backoff", "--faults", "503,503", "--trace")
+    ),
+    **{
+        f"failure_scenarios/{each.name}": partial(
+            run, *script(each.script, "--faults", each.faults, "--trace"), MISTRAL_TIMEOUT="0.7"
+        )
+        for each in SLOW_SCENARIOS
+    },
+}
 
 # Each request's arrival and duration in seconds, and its outcome.
 TIMELINES = {
@@ -33,7 +62,7 @@ TIMELINES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TRANSCRIPTS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_command_prints_its_transcript(name: str, commands: Commands) -> None:
     code, out, err = commands(name)
     assert (code, without_time(out)) == (0, transcript(name)), err

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import partial
 
 import pytest
 
 from conftest import Commands, RunScript
 from examples.support.workshop import LESSONS, PAGE, steps
-from support import ROOT
+from support import ROOT, run
 
 TEXT = PAGE.read_text("utf-8")
+COMMANDS = {
+    "walk": partial(run, str(ROOT / "examples/support/workshop.py"), "6", MISTRAL_TIMEOUT="0.7")
+}
 
 
 @pytest.mark.parametrize("number", LESSONS)
