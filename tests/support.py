@@ -83,9 +83,11 @@ class Outcome(NamedTuple):
 def start(*arguments: str, cwd: Path = ROOT, **environment: str | None) -> subprocess.Popen[str]:
     """Start this Python with the arguments; stdout and stderr are pipes of UTF-8 text.
 
-    It gets no settings, and a stdout that is buffered; None unsets a variable.
+    It gets no settings, and a stdout that is buffered; None unsets a variable. It writes
+    compiled files, which halve the time that the next child needs to start.
     """
-    plain = {"PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "", **dict.fromkeys(SETTINGS, "")}
+    plain = dict.fromkeys(["PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", *SETTINGS], "")
+    plain["PYTHONIOENCODING"] = "utf-8"
     merged = {**_environment, **plain, **environment}
     return subprocess.Popen(
         [sys.executable, *arguments],

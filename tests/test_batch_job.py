@@ -54,16 +54,16 @@ def asked(server: MockServer) -> list[str]:
 
 class TestStopAndResume:
     def test_a_killed_job_asks_again_only_what_was_in_flight(self, job: Job) -> None:
-        job.write(prompts=40)
+        job.write(prompts=24)
         with MockServer("slow:0.1*") as server:
             with start(SCRIPT, *job.files, MISTRAL_BASE_URL=server.url) as child:
                 while child.poll() is None and len(job.results()) < 5:
                     time.sleep(0.02)
                 child.kill()
-            assert len(job.results()) < 40
+            assert len(job.results()) < 24
             assert job.run(server).code == 0
-            assert sorted(result["id"] for result in job.results()) == list(range(40))
-            assert len(asked(server)) <= 40 + CONCURRENCY
+            assert sorted(result["id"] for result in job.results()) == list(range(24))
+            assert len(asked(server)) <= 24 + CONCURRENCY
         assert job.results()[0]["answer"].endswith("response")
 
     def test_a_line_that_a_kill_cut_short_is_asked_again(self, job: Job) -> None:
