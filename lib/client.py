@@ -7,7 +7,8 @@
 A call returns a completion or raises one of the errors in ``errors.py``, since the client
 checks what you send, and ``completion.py`` what comes back. The client does not retry, pace or
 fall back; the other files do that. Needs ``requests``, and beside it ``errors.py``,
-``completion.py``, ``event_stream.py``, ``transport.py`` and ``total_timeout.py``.
+``completion.py``, ``event_stream.py``, ``transport.py``, ``response.py`` and
+``total_timeout.py``.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ from .errors import (
     error_from_response,
 )
 from .event_stream import Event, EventStream
+from .response import MAX_RESPONSE_BYTES, Response
 from .total_timeout import Deadline, total_timeout
-from .transport import MAX_RESPONSE_BYTES, Response, Transport
+from .transport import Transport
 
 __all__ = [
     "DEFAULT_BASE_URL", "MAX_TIMEOUT",
@@ -82,7 +84,7 @@ class MistralClient:
         total_timeout: float = 600.0,
         session: requests.Session | None = None,
     ) -> None:
-        self._options = _Options(_check_timeout(timeout), _check_total_timeout(total_timeout))
+        self._options = _checked(timeout, total_timeout)
         self._transport = Transport(api_key, base_url, session)
         self._owns_transport = True
 
@@ -103,11 +105,9 @@ class MistralClient:
         """
         client = copy.copy(self)
         client._owns_transport = False
-        client._options = _Options(
-            self._options.timeout if timeout is None else _check_timeout(timeout),
-            self._options.total_timeout
-            if total_timeout is None
-            else _check_total_timeout(total_timeout),
+        client._options = _checked(
+            self._options.timeout if timeout is None else timeout,
+            self._options.total_timeout if total_timeout is None else total_timeout,
         )
         return client
 
@@ -302,23 +302,15 @@ class _Options:
     total_timeout: float
 
 
-def _check_timeout(timeout: float | tuple[float, float]) -> tuple[float, float]:
+def _checked(timeout: float | tuple[float, float], total_timeout: float) -> _Options:
+    """Return the options, or raise ValueError for a wrong one."""
     both = timeout if isinstance(timeout, tuple) else (timeout, timeout)
-    if len(both) == 2 and all(map(_is_timeout, both)):
-        return both
-    raise ValueError(
-        f"timeout must be a number of seconds > 0 and <= {MAX_TIMEOUT:g}, or a pair "
-        f"(connect, read), got {timeout!r}"
-    )
-
-
-def _check_total_timeout(total_timeout: float) -> float:
+    seconds = f"a number of seconds > 0 and <= {MAX_TIMEOUT:g}"
+    if len(both) != 2 or not all(map(_is_timeout, both)):
+        raise ValueError(f"timeout must be {seconds}, or a pair (connect, read), got {timeout!r}")
     if not _is_timeout(total_timeout):
-        raise ValueError(
-            f"total_timeout must be a number of seconds > 0 and <= {MAX_TIMEOUT:g}, "
-            f"got {total_timeout!r}"
-        )
-    return total_timeout
+        raise ValueError(f"total_timeout must be {seconds}, got {total_timeout!r}")
+    return _Options(both, total_timeout)
 
 
 def _is_timeout(seconds: float) -> bool:

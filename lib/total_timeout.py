@@ -35,7 +35,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-MAX_SECONDS = 86400.0  # operating systems reject much longer timeouts
+MIN_SECONDS, MAX_SECONDS = 0.001, 86400.0  # timeouts that every operating system takes
 PIECE = 65536  # bytes to send at once
 
 
@@ -58,6 +58,9 @@ class Deadline:
         self._at = time.monotonic() + seconds
         self._socket: Any = None  # in use by a call
         self._lock = threading.RLock()
+
+    def __str__(self) -> str:
+        return f"the total timeout of {round(self.seconds, 3):g} s"
 
     def __enter__(self) -> Deadline:
         self._outer = _current.get()
@@ -83,23 +86,23 @@ class Deadline:
         A call that waits for the server ends at once. A call that is connecting ends as soon as it
         has connected.
         """
-        self._at = -math.inf
+        self.shorten(0)
         with self._lock, contextlib.suppress(OSError):
             if self._socket:  # Its own shutdown() would make a TLS socket a plain one.
                 with socket.fromfd(self._socket.fileno(), socket.AF_INET, socket.SOCK_STREAM) as s:
                     s.shutdown(socket.SHUT_RDWR)
 
-    def check(self) -> float:
-        """Return the seconds that are left; raise TimeoutError if the deadline has passed."""
+    def check(self, timeout: float | None = None) -> float:
+        """Return the seconds that are left, or ``timeout`` if less. Raises TimeoutError if none."""
         remaining = self.remaining()
         if remaining <= 0:
-            raise TimeoutError(f"the total timeout of {round(self.seconds, 3):g} s has passed")
-        return remaining
+            raise TimeoutError(f"{self} has passed")
+        return min(remaining, timeout or MAX_SECONDS)
 
     def limit(self, sock: Any, timeout: float | None) -> None:
         """Limit the socket's next operation to the time that is left, or to ``timeout`` if less."""
         self._socket = sock
-        sock.settimeout(min(timeout or MAX_SECONDS, self.check()))
+        sock.settimeout(self.check(timeout))
 
     def release(self) -> None:
         """Forget the socket: the call no longer uses it."""
@@ -162,33 +165,30 @@ def _timeout_of(deadline: Deadline, **context: Any) -> Iterator[None]:
     except OSError as error:  # TimeoutError and all errors of requests are OSErrors
         if deadline.remaining() > 0:
             raise
-        message = (
-            f"no complete response within the total timeout of {round(deadline.seconds, 3):g} s"
-        )
-        raise requests.Timeout(message, **context) from error
+        raise requests.Timeout(f"no complete response within {deadline}", **context) from error
 
 
 class _Reader(io.RawIOBase):
     """Read from a socket; no read lasts beyond the deadline."""
 
-    def __init__(self, sock: Any, deadline: Deadline) -> None:
+    def __init__(self, sock: Any, raw: io.RawIOBase) -> None:
         self._socket = sock
-        self._file = sock.makefile("rb", buffering=0)
+        self._raw = raw
         self._timeout = sock.gettimeout()
-        self._deadline = deadline
+        self._deadline = _current.get()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
         self._deadline.limit(self._socket, self._timeout)
-        count: int | None = self._file.readinto(buffer)
+        count = self._raw.readinto(buffer)
         self._deadline.limit(self._socket, self._timeout)  # for the TLS handshake after CONNECT
         return count
 
     def close(self) -> None:
         self._deadline.release()
-        self._file.close()
+        self._raw.close()
         super().close()
 
 
@@ -201,8 +201,7 @@ class _Response(http.client.HTTPResponse):
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self.fp.close()
-        self.fp = io.BufferedReader(_Reader(sock, _current.get()))
+        self.fp = io.BufferedReader(_Reader(sock, self.fp.detach()))
 
     def begin(self) -> None:
         super().begin()
@@ -221,28 +220,24 @@ class _Connection(HTTPConnection):
         """
         deadline, host, timeout = _current.get(), self._dns_host, self.timeout
         try:
-            found = socket.getaddrinfo(host, self.port, socket.AF_UNSPEC, socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise NewConnectionError(self, f"Failed to resolve {host!r}: {error}") from error
-        addresses = [str(address[0]) for *_, address in found] or [host]
+        addresses = [str(address[0]) for *_, address in found]
         try:
             while True:
                 self._dns_host = addresses.pop(0)
-                self.timeout = min(timeout or MAX_SECONDS, deadline.check())
+                self.timeout = deadline.check(timeout)
                 try:
                     connected = super()._new_conn()
-                    break
+                    left = min(self.timeout, deadline.remaining())
+                    connected.settimeout(max(left, MIN_SECONDS))  # for a TLS handshake
+                    return connected
                 except (ConnectTimeoutError, NewConnectionError):
                     if not addresses:
                         raise
         finally:
             self._dns_host, self.timeout = host, timeout  # TLS checks this name
-        try:
-            deadline.limit(connected, timeout)  # for a TLS handshake
-        except TimeoutError:
-            connected.close()
-            raise
-        return connected
 
     def send(self, data: Any) -> None:
         """Send piece by piece. Each may take the read timeout, all of them the remaining time."""

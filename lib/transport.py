@@ -4,7 +4,7 @@
 The API key goes into the Authorization header and nowhere else. If a response repeats it in
 its headers or in an error message, it is redacted here. An error of requests or urllib3
 becomes an APIConnectionError that says what failed. The call ends by its deadline: see
-total_timeout.py. Needs ``requests``, ``errors.py`` and ``total_timeout.py``.
+total_timeout.py. Needs ``requests``, ``errors.py``, ``response.py`` and ``total_timeout.py``.
 """
 
 from __future__ import annotations
@@ -19,29 +19,19 @@ import ssl
 import traceback
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.auth import AuthBase
-from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
 
-from .errors import (
-    BLANK,
-    MAX_BODY_LENGTH,
-    APIConnectionError,
-    APITimeoutError,
-    error_from_response,
-)
+from .errors import APIConnectionError, APITimeoutError, error_from_response
+from .response import FAILURES, Response
 from .total_timeout import Deadline, TotalTimeoutAdapter
 
-MAX_RESPONSE_BYTES = 8 * 1024 * 1024
 MAX_CONNECTIONS = 64  # kept open between calls; more threads than this still work
-DRAIN_SECONDS = 0.5  # to read the end of a stream after its last event
-PIECE = 65536  # bytes of a body to read or to decompress at once
-COMPRESSIONS = ("gzip", "x-gzip", "deflate")
 REDACTED = "[redacted]"
 # Excludes what two parsers could read differently: one checks the URL, another one connects.
 BASE_URL = re.compile(
@@ -101,7 +91,8 @@ class Transport:
             with raw:
                 if raw.status_code < 200:  # unread, so that the response goes to no other caller
                     raise APIConnectionError(f"{self._host} sent an interim response (1xx)")
-                response = Response(raw, deadline, self._key)
+                response = Response(raw, deadline, self._key.redact)
+                _instances.add(response)
                 if not 200 <= raw.status_code <= 299:
                     text = response.error_text()
                     raise error_from_response(raw.status_code, response.headers, text)
@@ -134,8 +125,7 @@ class Transport:
         elif select_proxy(self.base_url, settings["proxies"]):
             peer += " (through a proxy)"
         if deadline.remaining() <= 0:
-            total = f"within the total timeout of {round(deadline.seconds, 3):g} s"
-            return APITimeoutError(f"{peer} did not respond {total}")
+            return APITimeoutError(f"{peer} did not respond within {deadline}")
         for error_class, message, classes in NAMES:
             for cause in causes:
                 if isinstance(cause, classes):
@@ -144,79 +134,6 @@ class Transport:
         detail = next((str(each) for each in causes if type(each) is OSError), type(error).__name__)
         printable = "".join(filter(str.isprintable, detail))
         return APIConnectionError(f"the connection to {peer} failed ({printable:.200})")
-
-
-class Response:
-    """An HTTP response whose body has not been read yet. Its headers are redacted.
-
-    A body that arrives compressed, although the request asks for ``identity``, is
-    decompressed piece by piece, so that a small response cannot fill the memory. This is so
-    for gzip and deflate; another ``Content-Encoding`` is left as it is.
-    """
-
-    def __init__(self, raw: requests.Response, deadline: Deadline, key: _Key) -> None:
-        self.headers: Mapping[str, str] = CaseInsensitiveDict(
-            {name: key.redact(value) for name, value in raw.headers.items()}
-        )
-        self.redact = key.redact
-        self._raw = raw.raw
-        self._raw.enforce_content_length = True  # urllib3 1.26 takes half a body for a whole one
-        self._deadline = deadline
-        _instances.add(self)
-
-    def read(self) -> bytes:
-        """Return the body, but at most MAX_RESPONSE_BYTES + 1 bytes of it."""
-        body = bytearray()
-        for chunk in self.chunks():
-            body += chunk
-            if len(body) > MAX_RESPONSE_BYTES:
-                break
-        return bytes(body[: MAX_RESPONSE_BYTES + 1])
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield the body as it arrives, until the deadline. Some chunks may be empty."""
-        compressed = self.headers.get("Content-Encoding", "").lower() in COMPRESSIONS
-        for chunk in _decompressed(self._pieces()) if compressed else self._pieces():
-            self._deadline.check()
-            yield chunk
-
-    def drain(self, chunks: Iterator[bytes]) -> None:
-        """Read the end of the body, for DRAIN_SECONDS at most, to make the connection reusable.
-
-        With a session of your own, it can take as long as the read timeout.
-        """
-        self._deadline.shorten(DRAIN_SECONDS)
-        with contextlib.suppress(*FAILURES):
-            next(chunks, b"")
-
-    def error_text(self) -> str:
-        """Return the body of an error response, redacted, or "" if it can't be read."""
-        text = ""
-        with contextlib.suppress(*FAILURES):
-            text = self.read()[:MAX_BODY_LENGTH].decode("utf-8", "replace").strip(BLANK)
-        with contextlib.suppress(ValueError, RecursionError):
-            text = json.dumps(json.loads(text))  # JSON may write the key with escapes (\u0041)
-        return self.redact(text)
-
-    def after_fork_in_child(self) -> None:
-        """Leave the rest of the body to the parent."""
-        self._deadline.shorten(0)
-
-    def _pieces(self) -> Iterator[bytes]:
-        if hasattr(self._raw, "read1"):
-            return iter(lambda: self._raw.read1(PIECE, decode_content=False), b"")
-        # In urllib3 1.26, a body without chunks is read byte by byte: a larger read would wait.
-        size = PIECE if self._raw.chunked else 1
-        pieces: Iterator[bytes] = self._raw.stream(size, decode_content=False)
-        return pieces
-
-
-def _decompressed(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    decompressor = zlib.decompressobj(wbits=47)  # finds out whether it is gzip or deflate
-    for piece in pieces:
-        while piece:
-            yield decompressor.decompress(piece, PIECE)
-            piece = decompressor.unconsumed_tail
 
 
 _instances: weakref.WeakSet[Transport | Response] = weakref.WeakSet()
@@ -308,9 +225,6 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         return host == "localhost"
 
-
-# What a failed call may raise: requests' errors are OSErrors.
-FAILURES = (OSError, ValueError, urllib3.exceptions.HTTPError, zlib.error)
 
 # The first row with a class that is among the causes of a failure names it.
 NAMES: tuple[tuple[type[APIConnectionError], str, tuple[type[Exception], ...]], ...] = (

@@ -503,7 +503,7 @@ class TestEndOfStream:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The reader waits a moment for the response's end, not for the read timeout."""
-        monkeypatch.setattr("lib.transport.DRAIN_SECONDS", 0.05)
+        monkeypatch.setattr("lib.response.DRAIN_SECONDS", 0.05)
         with (
             RawServer(HEAD, chunk(event("Hi")), chunk(END), then="silence") as server,
             MistralClient("key", base_url=server.url, timeout=30, total_timeout=30) as client,

@@ -224,10 +224,9 @@ class TestAddresses:
     def test_none(self, session: requests.Session, monkeypatch: pytest.MonkeyPatch) -> None:
         """A look-up that fails is not repeated, since it can take long."""
         names = Names(monkeypatch)
-        for host in ("no-such-host.invalid", "several.test"):
-            with pytest.raises(requests.ConnectionError, match=f"resolve '{host}|empty list"):
-                session.get(f"http://{host}/", timeout=5)
-        assert names.looked_up.count("no-such-host.invalid") == 1
+        with pytest.raises(requests.ConnectionError, match=r"resolve 'no-such-host.invalid'"):
+            session.get("http://no-such-host.invalid/", timeout=5)
+        assert names.looked_up == ["no-such-host.invalid"]
 
 
 class TestOtherTimeouts:

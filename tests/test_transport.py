@@ -32,7 +32,7 @@ from urllib3.connectionpool import HTTPSConnectionPool
 
 from conftest import FakeClock
 from lib import client as client_module
-from lib import transport as transport_module
+from lib import response as response_module
 from lib.client import MistralClient
 from lib.errors import (
     APIConnectionError,
@@ -45,8 +45,8 @@ from lib.errors import (
     explain,
 )
 from lib.mock_server import MockServer
+from lib.response import MAX_RESPONSE_BYTES
 from lib.total_timeout import TotalTimeoutAdapter
-from lib.transport import MAX_RESPONSE_BYTES
 from support import (
     CHAT_URL,
     Handler,
@@ -228,7 +228,7 @@ class TestErrorBody:
 @pytest.fixture
 def bound(monkeypatch: pytest.MonkeyPatch) -> int:
     """A bound that the good response just meets."""
-    for module in (client_module, transport_module):
+    for module in (client_module, response_module):
         monkeypatch.setattr(module, "MAX_RESPONSE_BYTES", len(COMPLETION))
     return len(COMPLETION)
 
