@@ -60,6 +60,15 @@ TIMEOUT_STATUSES = (408, 504, 524)  # the server may have done the work all the 
 MIN_TIMEOUT = 0.01  # seconds; many libraries reject a timeout of 0
 END = object()  # follows the last piece of a stream
 
+# A method of each helper: an object without it was passed by mistake.
+HELPERS = {
+    "retrier": "call",
+    "breaker": "call",
+    "limiter": "acquire",
+    "token_limiter": "reserve",
+    "logger": "log_request",
+}
+
 # Where a result says how many tokens were used: where its usage is, and the counts to add.
 USAGE = (("usage",), ("usage_metadata",), ("data", "usage"))
 TOTALS = (("total_tokens",), ("input_tokens", "output_tokens"))
@@ -78,7 +87,8 @@ class Pipeline:
     raises the error of its last attempt. A 429 with a Retry-After pauses all callers that
     share the limiters.
 
-    Thread-safe. Threads and asyncio tasks may share one pipeline.
+    Thread-safe. Threads and asyncio tasks may share one pipeline. Raises ValueError for an
+    argument that is not such a helper.
     """
 
     def __init__(
@@ -95,6 +105,10 @@ class Pipeline:
         self.limiter = limiter
         self.token_limiter = token_limiter
         self.logger = logger
+        for name, method in HELPERS.items():
+            helper = getattr(self, name)
+            if helper is not None and not hasattr(helper, method):
+                raise ValueError(f"{name} must have the method {method}, got {helper!r}")
         # What is left out lets everything through.
         self._breaker = breaker or _Absent()
         self._limiter = limiter or _Absent()
@@ -269,9 +283,12 @@ class Pipeline:
         raise call.error
 
     def _stop(self, error: Exception) -> GiveUpReason | None:
-        if isinstance(error, CircuitOpenError) or self._breaker.state == "open":
+        if isinstance(error, CircuitOpenError):
             return "circuit open"
-        return "total timeout" if isinstance(error, REJECTIONS) else None  # of a limiter
+        if isinstance(error, REJECTIONS):  # of a limiter
+            return "total timeout"
+        has_opened = self._breaker.state == "open"
+        return "circuit open" if has_opened and self.retrier.retry_if(error) else None
 
     @contextlib.contextmanager
     def _committed(self) -> Iterator[None]:

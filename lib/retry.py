@@ -112,7 +112,9 @@ class Retrier:
         if total_timeout is not None:
             _seconds("total_timeout", total_timeout)
         self.budget = RetryBudget() if budget is None else budget
-        self._retry_if = _predicate("retry_if", retry_if)
+        if not isinstance(self.budget, RetryBudget):
+            raise ValueError(f"budget must be a RetryBudget, got {budget!r}")
+        self.retry_if = _predicate("retry_if", retry_if)
         self._on_attempt = _hook("on_attempt", on_attempt)
         self._on_wait = _hook("on_wait", on_wait)
         self._on_recovery = _hook("on_recovery", on_recovery)
@@ -131,7 +133,7 @@ class Retrier:
     def _reason_to_give_up(
         self, error: Exception, attempt: int, delay: float, elapsed: float
     ) -> GiveUpReason | None:
-        if not self._retry_if(error):
+        if not self.retry_if(error):
             return "not retryable"
         if attempt >= self.max_attempts:
             return "attempts exhausted"

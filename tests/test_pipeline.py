@@ -8,7 +8,9 @@ import contextvars
 import gc
 import itertools
 import json
+import logging
 import math
+import re
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -91,6 +93,12 @@ def ending_in(*outcomes: Any) -> Operation:
 
 def down() -> InternalServerError:
     return InternalServerError(503, "Service unavailable.")
+
+
+def fail(breaker: CircuitBreaker) -> None:
+    """Let another caller fail, in a context of its own if it is not part of the call."""
+    with contextlib.suppress(InternalServerError):
+        breaker.call(lambda: ending_in(down())(ATTEMPT))
 
 
 def foreign(status: int, **headers: str) -> Exception:
@@ -200,6 +208,23 @@ class TestResult:
         assert breaker.state == "closed"
 
 
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("name", "wrong", "method"),
+        [
+            ("retrier", 3, "call"),
+            ("breaker", "api", "call"),
+            ("limiter", TokenLimiter(1000), "acquire"),
+            ("token_limiter", RateLimiter(), "reserve"),
+            ("logger", logging.getLogger(), "log_request"),
+        ],
+    )
+    def test_another_object_than_the_helper(self, name: str, wrong: Any, method: str) -> None:
+        expected = re.escape(f"{name} must have the method {method}, got {wrong!r}")
+        with pytest.raises(ValueError, match=expected):
+            Pipeline(**{name: wrong})
+
+
 class TestOrder:
     """log( retry( breaker( limiters( call ))))"""
 
@@ -221,16 +246,9 @@ class TestOrder:
         assert token_limiter.available == 1000
 
     def test_a_call_that_waited_while_the_circuit_opened_is_not_sent(self, run: Run) -> None:
-        def connect() -> None:
-            raise ConnectionError
-
-        def fail() -> None:
-            with contextlib.suppress(ConnectionError):
-                breaker.call(connect)
-
         class Limiter(RateLimiter):
             def acquire(self, timeout: float | None = None, **_: Any) -> float:
-                contextvars.Context().run(fail)  # another caller, which is not part of this call
+                contextvars.Context().run(fail, breaker)  # another caller, not part of this call
                 return 0.0
 
             async def acquire_async(self, timeout: float | None = None, **_: Any) -> float:
@@ -240,7 +258,8 @@ class TestOrder:
         pipeline = Pipeline(breaker=breaker, limiter=Limiter(), token_limiter=tokens)
         with pytest.raises(CircuitOpenError) as info:
             run(pipeline, ending_in("sent"), tokens=10)
-        assert (info.value.last_failure, tokens.available) == ("ConnectionError: ", 1000)
+        assert info.value.last_failure == "InternalServerError: Service unavailable."
+        assert tokens.available == 1000
 
     def test_waiting_is_not_a_failure(self, run: Run, clock: FakeClock) -> None:
         breaker = CircuitBreaker("api", failure_threshold=1)
@@ -292,6 +311,19 @@ class TestOpenCircuit:
             run(pipeline, ending_in(error, "never called"))
         assert raised.value is error
         assert breaker.state == "open"
+
+    def test_permanent_error_while_another_call_opens_it(self, run: Run) -> None:
+        """It would not be retried anyway, and the reason must not send the reader elsewhere."""
+        breaker = CircuitBreaker("api", failure_threshold=1)
+
+        def operation(attempt: Attempt) -> None:
+            contextvars.Context().run(fail, breaker)
+            raise AuthenticationError(401, "Invalid API Key")
+
+        with pytest.raises(AuthenticationError) as raised:
+            run(Pipeline(retrier=retrier(), breaker=breaker), operation)
+        assert breaker.state == "open"
+        assert raised.value.gave_up == "not retryable"  # type: ignore[attr-defined]
 
     def test_half_open_circuit_is_not_open(self, run: Run, clock: FakeClock) -> None:
         breaker = CircuitBreaker("api", failure_threshold=1, recovery_timeout=0)

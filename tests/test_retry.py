@@ -722,6 +722,10 @@ class TestArguments:
         with pytest.raises(ValueError, match=f"{name} must be a function, got 'print'"):
             Retrier(**{name: "print"})  # type: ignore[arg-type]
 
+    def test_a_number_is_no_budget(self) -> None:
+        with pytest.raises(ValueError, match="budget must be a RetryBudget, got 5"):
+            Retrier(budget=5)  # type: ignore[arg-type]
+
     def test_a_wrong_argument_of_a_budget(self) -> None:
         for name in ("max_tokens", "tokens_per_success", "tokens_per_second"):
             with pytest.raises(ValueError, match=f"{name} must be a number >= 0, got -1"):
