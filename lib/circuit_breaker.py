@@ -113,13 +113,11 @@ class CircuitBreaker:
             raise ValueError(
                 f"recovery_timeout must be a number of seconds >= 0, got {recovery_timeout!r}"
             )
-        if on_state_change is not None and not callable(on_state_change):
-            raise ValueError(f"on_state_change must be a function, got {on_state_change!r}")
         self.name = name
         self.failure_threshold = failure_threshold
         self.recovery_timeout = recovery_timeout
         self._counts_as_failure = _predicate("counts_as_failure", counts_as_failure)
-        self._on_state_change = _plain("on_state_change", on_state_change)
+        self._on_state_change = _hook("on_state_change", on_state_change)
         self._state: _Closed | _Open = _Closed()
         self._lock = threading.RLock()  # a signal handler may call what it interrupted
         _breakers.add(self)
@@ -213,13 +211,13 @@ class CircuitBreaker:
 
     def _before_call(self, call: _Call) -> None:
         """Let the call through (as the probe, if half-open) or raise CircuitOpenError."""
-        outer = _calls.get()
-        while outer and outer.ended:  # a call that has ended stays in the context
-            outer = outer.outer
+        outer = _running(_calls.get())
         call.breaker, call.outer = self, outer
         _calls.set(call)
-        if call.is_part_of_another():
-            return
+        while outer and outer.breaker is not self:
+            outer = _running(outer.outer)
+        if outer:
+            return  # the call is part of it
         state = self._state
         if isinstance(state, _Closed):
             call.state = state
@@ -245,12 +243,12 @@ class CircuitBreaker:
             if state.failures_in_a_row:
                 with self._lock:
                     state.failures_in_a_row = 0
-        elif state is not None:
-            with self._lock:
-                if call.state is not self._state:
-                    return  # the circuit has changed since the call began
-                self._state = _Closed()
-            self._report("half-open", "closed", "the probe succeeded")
+            return
+        with self._lock:
+            if call.state is not self._state:
+                return  # it does not count, or the circuit has changed since the call began
+            self._state = _Closed()
+        self._report("half-open", "closed", "the probe succeeded")
 
     def _after_failure(self, call: _Call, error: Exception) -> None:
         if call.state is None or not self._counts_as_failure(error):
@@ -269,8 +267,7 @@ class CircuitBreaker:
 
     def _report(self, old: State, new: State, reason: str) -> None:
         _logger.info("Circuit %r: %s -> %s (%s)", self.name, old, new, reason)
-        if self._on_state_change:
-            self._on_state_change(self.name, old, new)
+        self._on_state_change(self.name, old, new)
 
     def _remaining(self, state: _Open) -> float:
         return max(0.0, state.opened_at + self.recovery_timeout - time.monotonic())
@@ -355,12 +352,12 @@ class _Call:
     state: _Closed | _Open | None = None  # None: not let through, or its outcome is ignored
     ended = False
 
-    def is_part_of_another(self) -> bool:
-        """Return True if the call runs inside another call of the same breaker."""
-        outer = self.outer
-        while outer and (outer.ended or outer.breaker is not self.breaker):
-            outer = outer.outer
-        return outer is not None
+
+def _running(call: _Call | None) -> _Call | None:
+    """Return the call, or the first one around it, that has not ended."""
+    while call and call.ended:  # a call that has ended stays in the context
+        call = call.outer
+    return call
 
 
 _calls: ContextVar[_Call | None] = ContextVar("innermost call", default=None)
@@ -396,6 +393,14 @@ def _text(error: Exception) -> str:
         return type(error).__name__
 
 
+def _hook(name: str, function: Callable[..., object] | None) -> Callable[..., object]:
+    return _do_nothing if function is None else _plain(name, function, "function")
+
+
+def _do_nothing(*arguments: object) -> None:
+    pass
+
+
 def _not_awaited(result: object) -> TypeError:
     if inspect.iscoroutine(result):
         result.close()  # otherwise Python warns that it was never awaited
@@ -417,18 +422,19 @@ def _check_that_it_has_started(generator: Any) -> None:
 
 
 def _predicate(name: str, function: F) -> F:
+    kind = "function that takes the error"
     if isinstance(function, type):  # calling it makes an instance, which is always true
         what = function.__name__
         raise ValueError(
-            f"{name} must be a function that takes the error, got the class {what}: "
+            f"{name} must be a {kind}, got the class {what}: "
             f"use lambda error: isinstance(error, {what})"
         )
+    return _plain(name, function, kind)
+
+
+def _plain(name: str, function: F, kind: str) -> F:
     if not callable(function):
-        raise ValueError(f"{name} must be a function that takes the error, got {function!r}")
-    return _plain(name, function)
-
-
-def _plain(name: str, function: T) -> T:
+        raise ValueError(f"{name} must be a {kind}, got {function!r}")
     if _is_async(function):
         raise TypeError(f"{name} must be a plain function, got an async one: it would never run")
     return function

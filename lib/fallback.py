@@ -208,18 +208,19 @@ def _is_new_generator(value: object) -> bool:
 
 
 def _predicate(name: str, function: F) -> F:
+    kind = "function that takes the error"
     if isinstance(function, type):  # calling it makes an instance, which is always true
         what = function.__name__
         raise ValueError(
-            f"{name} must be a function that takes the error, got the class {what}: "
+            f"{name} must be a {kind}, got the class {what}: "
             f"use lambda error: isinstance(error, {what})"
         )
+    return _plain(name, function, kind)
+
+
+def _plain(name: str, function: F, kind: str) -> F:
     if not callable(function):
-        raise ValueError(f"{name} must be a function that takes the error, got {function!r}")
-    return _plain(name, function)
-
-
-def _plain(name: str, function: T) -> T:
+        raise ValueError(f"{name} must be a {kind}, got {function!r}")
     if _is_async(function):
         raise TypeError(f"{name} must be a plain function, got an async one: it would never run")
     return function

@@ -350,11 +350,7 @@ def _seconds(name: str, value: float) -> float:
 
 
 def _hook(name: str, function: Callable[..., object] | None) -> Callable[..., object]:
-    if function is None:
-        return _do_nothing
-    if not callable(function):
-        raise ValueError(f"{name} must be a function, got {function!r}")
-    return _plain(name, function)
+    return _do_nothing if function is None else _plain(name, function, "function")
 
 
 def _do_nothing(*arguments: object) -> None:
@@ -382,18 +378,19 @@ def _check_that_it_has_started(generator: Any) -> None:
 
 
 def _predicate(name: str, function: F) -> F:
+    kind = "function that takes the error"
     if isinstance(function, type):  # calling it makes an instance, which is always true
         what = function.__name__
         raise ValueError(
-            f"{name} must be a function that takes the error, got the class {what}: "
+            f"{name} must be a {kind}, got the class {what}: "
             f"use lambda error: isinstance(error, {what})"
         )
+    return _plain(name, function, kind)
+
+
+def _plain(name: str, function: F, kind: str) -> F:
     if not callable(function):
-        raise ValueError(f"{name} must be a function that takes the error, got {function!r}")
-    return _plain(name, function)
-
-
-def _plain(name: str, function: T) -> T:
+        raise ValueError(f"{name} must be a {kind}, got {function!r}")
     if _is_async(function):
         raise TypeError(f"{name} must be a plain function, got an async one: it would never run")
     return function

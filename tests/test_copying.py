@@ -158,7 +158,7 @@ def test_total_timeout_copied_alone(commands: Commands) -> None:
 @pytest.mark.parametrize(
     ("first", "files"),
     [
-        ("_not_awaited", ("retry", "circuit_breaker")),
+        ("_hook", ("retry", "circuit_breaker")),
         ("_predicate", ("retry", "circuit_breaker", "fallback")),
     ],
 )
