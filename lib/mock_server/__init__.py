@@ -83,7 +83,7 @@ class MockServer:
         self._log = Log()
         self._lock = threading.Lock()
         self._server = HTTPServer(port, self._respond, self._api.dialect.request_id_header)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,))
+        self._thread = threading.Thread(target=self._server.serve)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     @property

@@ -47,6 +47,11 @@ class HTTPServer(ThreadingTCPServer):
         self._stopping = False
         self._lock = threading.Lock()
 
+    def serve(self) -> None:
+        """Accept connections until ``stop`` is called."""
+        while not self._stopping:
+            self.handle_request()
+
     def opened(self, connection: socket.socket) -> None:
         """Remember a connection, or close it if the server is stopping."""
         with self._lock:
@@ -55,13 +60,12 @@ class HTTPServer(ThreadingTCPServer):
                 _disconnect(connection)
 
     def stop(self) -> None:
-        """Stop accepting, close every connection and the port, and wait for the threads to end."""
-        self.shutdown()
+        """Close every connection, and end ``serve``; its thread may close the port then."""
         with self._lock:
             self._stopping = True
             for connection in self._connections:
                 _disconnect(connection)
-        self.server_close()
+        socket.create_connection(self.socket.getsockname()).close()  # wakes ``serve``
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore a client that disconnected; report anything else, since it is a bug here."""
