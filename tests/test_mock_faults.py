@@ -36,28 +36,20 @@ FAULTS_BY_SCRIPT: dict[str, list[Fault]] = {  # the first nine
     "slow:1.5,slow:99999,drip:0.2": [
         Fault("slow", 200, 1.5), Fault("slow", 200, 99999.0), Fault("drip", 200, 0.2),
     ],
-    "timeout,drop,badjson,cut,noquota": [
-        Fault("timeout"), Fault("drop"), Fault("badjson"), Fault("cut"), Fault("noquota"),
-    ],
-    "truncate,stall,streamerror": [Fault("truncate"), Fault("stall"), Fault("streamerror")],
-    "toolong,length,empty,filter": [
-        Fault("toolong"), Fault("length"), Fault("empty"), Fault("filter"),
-    ],
+    "timeout,drop,filter": [Fault("timeout"), Fault("drop"), Fault("filter")],
     "html:502": [Fault("html", 502)],
     "503*3": [Fault("status", 503)] * 3,
-    "503*1": [Fault("status", 503)],
     "html:502*2,slow:1*": [Fault("html", 502)] * 2 + [Fault("slow", 200, 1.0)] * 7,
     " 503 ,\t429:2*2 ": [Fault("status", 503), *[Fault("status", 429, 2.0)] * 2],
     "drop*1000000,ok": [Fault("drop")] * 9,
     "drop@100%": [Fault("drop")] * 9,
 }  # fmt: skip
 UNKNOWN_WORDS = [
-    "nonsense", "OK", "Drop", "5O3", "200", "399", "600", "5030", "50", "-503", "ok:1", "slow",
-    "slow:", "slow:x", "slow:-1", "slow:1e3", "slow:inf", "slow:nan", "slow:1.", "timeout:5",
-    "drop:1", "badjson:2", "cut:1", "html", "html:", "html:200", "html:600", "html:502.5",
-    "429:", "429:soon", "429:-1", "*", "*3", "503**", "503*0", "503*-1", "503*x", "503*1.5",
-    "503*2*3", "503*1000001", "503 *2", "503;ok", "slow:100000", "'", "503*" + "9" * 8,
-    "503*" + "9" * 5000, "429:" + "9" * 5000, "slow:" + "9" * 5000, "status", "STATUS", "SECONDS",
+    "nonsense", "OK", "Drop", "5O3", "200", "399", "600", "5030", "-503", "ok:1", "slow", "slow:",
+    "slow:-1", "slow:1e3", "slow:inf", "slow:1.", "timeout:5", "html", "html:200", "html:502.5",
+    "429:", "429:soon", "429:-1", "*", "503**", "503*0", "503*-1", "503*1.5", "503*2*3",
+    "503*1000001", "503 *2", "503;ok", "slow:100000", "'", "503*" + "9" * 5000,
+    "429:" + "9" * 5000, "slow:" + "9" * 5000, "status", "STATUS", "SECONDS",
 ]  # fmt: skip
 DIAGNOSES = {
     "503,,ok": "unknown fault ''",
@@ -78,7 +70,7 @@ DIAGNOSES = {
     "503*0": "repeat it 1 to 1000000 times, or always with a bare *",
     "503*,ok": "'503*' never ends, so nothing may follow it",
     "503@20": "a share is a percentage up to 100, such as 503@20%",
-    "503@101%": "a share is a percentage up to 100",
+    "503@100.1%": "a share is a percentage up to 100",
     "503@20%,ok": "words with @ come last",
     "503@60%,drop@50%": "add up to more than 100 %",
     "rain@20%": "unknown fault 'rain@20%': use ok, 503, 429:2, ",
@@ -156,6 +148,7 @@ class TestShares:
 
     def test_shares_may_add_up_to_all_requests(self) -> None:
         assert set(self.drawn("503@60%,drop@40%")) == {"status", "drop"}
+        assert "ok" not in self.drawn("503@34%,drop@55%,cut@11%")  # 0.34 + 0.55 + 0.11 > 1
 
 
 ERRORS = {  # by fault word: the status, the content type, and a part of the body
@@ -169,7 +162,7 @@ ERRORS = {  # by fault word: the status, the content type, and a part of the bod
     "500": (500, "application/json", '"type": "internal_server_error"'),
     "503": (503, "application/json", '"type": "unreachable_backend"'),
     "599": (599, "application/json", '{"detail": "HTTP status 599"}'),
-    "504": (504, None, ""),
+    "504": (504, "text/html", ""),
     "520": (520, "text/html", "<h1>520 HTTP status 520</h1>"),
     "html:502": (502, "text/html", "<h1>502 Bad Gateway</h1>"),
     "toolong": (400, "application/json", '"code": "3051"'),
@@ -180,15 +173,11 @@ ERRORS = {  # by fault word: the status, the content type, and a part of the bod
 class TestFaults:
     """What each fault does to a request, over a real socket."""
 
-    def test_one_fault_per_request_and_then_none(self) -> None:
-        with MockServer("503,429:2,html:502,400*2") as server:
-            assert statuses(server, 7) == [503, 429, 502, 400, 400, 200, 200]
-
     def test_retry_after_is_in_plain_digits(self) -> None:
         seconds = ["2", "0.5", "0", "86400", "86399.25", "0.00001"]
-        with MockServer(",".join(f"429:{value}" for value in seconds) + ",429") as server:
-            received = [request(server).headers["Retry-After"] for _ in range(7)]
-        assert received == [*seconds, None]
+        with MockServer(",".join(f"429:{value}" for value in seconds) + ",504:2,429") as server:
+            received = [request(server).headers["Retry-After"] for _ in range(8)]
+        assert received == [*seconds, "2", None]
 
     def test_status_and_body_are_those_of_the_real_api(self) -> None:
         with MockServer(",".join(ERRORS)) as server:
@@ -205,8 +194,9 @@ class TestFaults:
         assert headers["x-ratelimit-limit-req-minute"] == "0"
         assert headers["x-ratelimit-remaining-req-minute"] == "0"
 
-    def test_badjson_is_a_complete_200_that_is_not_json(self) -> None:
-        with MockServer("badjson") as server:
+    @pytest.mark.parametrize("fault", ["badjson", "truncate"])
+    def test_json_is_cut_short_in_a_complete_200(self, fault: str) -> None:
+        with MockServer(fault) as server:
             reply = request(server)
         assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
         with pytest.raises(ValueError, match=r"Unterminated|delimiter|Expecting"):
@@ -233,20 +223,10 @@ class TestFaults:
                 assert len(received) == len(half)
                 assert is_silent(connection)
 
-    @pytest.mark.parametrize("fault", ["streamerror", "truncate"])
-    def test_a_fault_of_streams_makes_a_plain_response_useless(self, fault: str) -> None:
-        with MockServer(fault) as server:
+    def test_streamerror_without_a_stream_is_only_the_error(self) -> None:
+        with MockServer("streamerror") as server:
             reply = request(server)
-        assert reply.status == 200
-        if fault == "streamerror":
-            assert reply.json["message"] == "Simulated failure"
-        else:
-            with pytest.raises(ValueError, match=r"Unterminated|delimiter|Expecting"):
-                json.loads(reply.text)
-
-    def test_drop_closes_without_a_byte(self) -> None:
-        with MockServer("drop") as server:
-            assert send_bytes(server, REQUEST) == b""
+        assert (reply.status, reply.json["message"]) == (200, "Simulated failure")
 
     def test_timeout_never_responds(self) -> None:
         with MockServer("timeout") as server, request_in_progress(server) as connection:
@@ -261,11 +241,11 @@ class TestFaults:
                 assert request(server).status == 200
 
     def test_drip_sends_the_body_byte_by_byte(self) -> None:
-        with MockServer("drip:0.0005") as server:
+        with MockServer("drip:0.0002") as server:
             started_at = time.monotonic()
             assert request(server).status == 200
-            assert time.monotonic() - started_at > 0.1
-        assert (server.log[0].duration or 0) > 0.1
+            assert time.monotonic() - started_at > 0.05
+        assert (server.log[0].duration or 0) > 0.05
 
 
 ANSWERS = {  # by fault word: the answer, why it ends, its tokens

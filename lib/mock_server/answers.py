@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 from .schema_sample import sample
 
-Request = dict[str, Any]  # the body of a chat request
+Request = dict[str, Any]  # the body of a chat request, without_nulls
 Completion = dict[str, Any]
 Function = dict[str, Any]  # its name, and the schema of its parameters
 ToolCall = dict[str, Any]
@@ -24,12 +26,21 @@ ToolCall = dict[str, Any]
 def make_up(request: Request) -> tuple[str, list[ToolCall] | None]:
     """Return a text and calls of tools: a request with tools gets a call, once, then a text.
 
-    Raises KeyError, TypeError or AttributeError if the tools or the schema have a wrong shape.
+    Raises LookupError, TypeError or AttributeError if the request has a wrong shape.
     """
     if function := _function_to_call(request):
         return "", [_call_of(function, request)]
-    wanted = request.get("response_format") or {"type": "text"}
+    wanted = request.get("response_format", {"type": "text"})
     return TEXTS.get(wanted["type"], _reply)(request), None
+
+
+def without_nulls(body: Request) -> Request:
+    """Return the body of a request without the fields that are null: they count as not set."""
+    return {**_set_fields(body), "messages": [_set_fields(each) for each in body["messages"]]}
+
+
+def _set_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _reply(request: Request) -> str:
@@ -50,24 +61,29 @@ TEXTS: dict[str, Callable[[Request], str]] = {
 }
 
 
-def complete(
-    request: Request, completion_id: str, text: str, tool_calls: list[ToolCall] | None
-) -> Completion:
-    """Return a chat completion, of max_tokens at most."""
+def complete(request: Request) -> Completion:
+    """Return the chat completion that is made up for a request. Raises as ``make_up`` does."""
+    text, tool_calls = make_up(request)
     prompt_tokens = sum(len(content_text(each).split()) for each in request["messages"])
     completion: Completion = {
-        "id": completion_id,
+        "id": uuid.uuid4().hex,
         "object": "chat.completion",
         "created": int(time.time()),
         "model": request["model"],
         "choices": [{"index": 0, "message": {"role": "assistant", "tool_calls": tool_calls}}],
         "usage": {"prompt_tokens": prompt_tokens},
     }
-    limit = request.get("max_completion_tokens") or request.get("max_tokens")
-    kept = first_words(text, limit) if isinstance(limit, int) else text
-    if kept != text:
-        return end(completion, kept, "length")
-    return end(completion, text, "tool_calls" if tool_calls else "stop")
+    return answer(completion, text, request)
+
+
+def answer(completion: Completion, text: str, request: Request) -> Completion:
+    """Set the text of a completion, cut off at the request's max_tokens."""
+    count = len(text.split())
+    limit = request.get("max_completion_tokens") or request.get("max_tokens", count)
+    if limit < count:
+        return end(completion, first_words(text, limit), "length")
+    called = completion["choices"][0]["message"]["tool_calls"]
+    return end(completion, text, "tool_calls" if called else "stop")
 
 
 def end(completion: Completion, text: str, finish_reason: str) -> Completion:
@@ -80,9 +96,8 @@ def end(completion: Completion, text: str, finish_reason: str) -> Completion:
 
 
 def first_words(text: str, count: int) -> str:
-    """Return the first words of a text, or the text itself if it has no more."""
-    words = re.findall(r"\s*\S+", text)
-    return "".join(words[:count]) if count < len(words) else text
+    """Return the first words of a text."""
+    return "".join(re.findall(r"\s*\S+", text)[:count])
 
 
 def chunks(completion: Completion) -> list[Completion]:
@@ -91,21 +106,30 @@ def chunks(completion: Completion) -> list[Completion]:
     words = re.findall(r"\S+\s*", choice["message"]["content"])
     deltas: list[dict[str, Any]] = [{"content": word} for word in words]
     if calls := choice["message"]["tool_calls"]:
-        deltas = [{"content": "", "tool_calls": [{"index": 0, **call} for call in calls]}]
+        deltas = [{"content": "", "tool_calls": [{"index": 0, **calls[0]}]}]
     deltas.append({"content": ""})
     deltas[0]["role"] = "assistant"
-    head = {name: completion[name] for name in ("id", "created", "model")}
     choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
     choices[-1]["finish_reason"] = choice["finish_reason"]
-    return [{**head, "object": "chat.completion.chunk", "choices": [each]} for each in choices]
+    head = {
+        "id": completion["id"],
+        "object": "chat.completion.chunk",
+        "created": completion["created"],
+        "model": completion["model"],
+    }
+    return [{**head, "choices": [each]} for each in choices]
 
 
 def content_text(message: dict[str, Any]) -> str:
     """Return the text of a message; its content may be a list of parts."""
-    content = message.get("content")
+    content = message.get("content", "")
     if isinstance(content, list):
-        return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return str(content or "")
+        return " ".join(part.get("text", "") for part in content)
+    return str(content)
+
+
+# How many calls of tools there are before the answer, by tool_choice: without limit by default.
+MOST_CALLS = {"none": 0, "auto": 1}
 
 
 def _function_to_call(request: Request) -> Function | None:
@@ -113,26 +137,27 @@ def _function_to_call(request: Request) -> Function | None:
 
     With tool_choice "any" or "required", each tool is called once.
     """
-    choice = request.get("tool_choice") or "auto"
+    choice = request.get("tool_choice", "auto")
     functions: dict[str, Function] = {
-        tool["function"]["name"]: tool["function"] for tool in request.get("tools") or []
+        tool["function"]["name"]: tool["function"] for tool in request.get("tools", [])
     }
     if isinstance(choice, dict):
         return functions[choice["function"]["name"]]
-    has_result = request["messages"][-1]["role"] == "tool"
-    if choice == "none" or (has_result and choice not in ("any", "required")):
+    called = _called_functions(request)
+    if len(called) >= MOST_CALLS.get(choice, math.inf):
         return None
-    called = _called_functions(request) if has_result else set()
     return next((functions[name] for name in functions if name not in called), None)
 
 
 def _called_functions(request: Request) -> set[str]:
-    calls = itertools.chain(*(message.get("tool_calls") or [] for message in request["messages"]))
-    return {call["function"]["name"] for call in calls}
+    """Return the names of the functions that were called since the last question."""
+    messages = reversed(request["messages"])
+    turn = itertools.takewhile(lambda message: message["role"] in ("assistant", "tool"), messages)
+    return {call["function"]["name"] for message in turn for call in message.get("tool_calls", [])}
 
 
 def _call_of(function: Function, request: Request) -> ToolCall:
-    arguments = json.dumps(sample(function.get("parameters") or {}))
+    arguments = json.dumps(sample(function.get("parameters", {"type": "object"})))
     number = sum(message["role"] == "tool" for message in request["messages"])
     return {
         "id": f"call{number:05}",

@@ -16,23 +16,25 @@ from http import HTTPStatus
 from typing import Any, NamedTuple, TypeVar
 
 from . import answers
-from .dialects import MISTRAL, Dialect
-from .validation import mistake, mistakes
+from .dialects import MISTRAL, Body, Dialect
+from .validation import WRONG_SHAPE, Mistake, mistake, mistakes
 
 CHAT_PATH = "/v1/chat/completions"
 EMBEDDINGS_PATH = "/v1/embeddings"
 MODELS_PATH = "/v1/models"
 SERVED = f"POST {CHAT_PATH}, POST {EMBEDDINGS_PATH}, GET {MODELS_PATH} and GET {MODELS_PATH}/ID"
+FOREVER = 1_000_000.0  # seconds: longer than any client waits
 EMBEDDING = [0.5, -0.5, 0.5, -0.5]
 GATEWAY_PAGE = "<html><head><title>{0}</title></head><body><h1>{0}</h1>gateway</body></html>"
+GATEWAY_PAGES = {504: "", 520: GATEWAY_PAGE}  # statuses that a gateway sends, with its body
 
 
 class Request(NamedTuple):
-    """What a request to the API says; ``key`` is "" if there is no bearer key."""
+    """What a request to the API says, and whether it has a bearer key."""
 
     method: str
     path: str
-    key: str
+    has_key: bool
     content: bytes
 
 
@@ -70,7 +72,7 @@ class API:
 
     def respond(self, request: Request, change: Change = unchanged) -> Response:
         """Return the normal response to a request; ``change`` is applied to a completion."""
-        if not request.key:
+        if not request.has_key:
             return self.error(401)
         if request.method == "GET" and request.path.startswith(MODELS_PATH):
             return self._models(request.path.removeprefix(MODELS_PATH))
@@ -80,20 +82,21 @@ class API:
             body = json.loads(request.content)
         except (ValueError, RecursionError):
             return self.error(400, "no json")
+        if not isinstance(body, dict):
+            return self._invalid(mistake("dict_type", "Input should be an object"))
         if request.path == EMBEDDINGS_PATH:
             return self._embeddings(body)
-        return self._chat(body, uuid.uuid5(uuid.NAMESPACE_URL, request.content.hex()).hex, change)
+        return self._chat(body, change)
 
     def error(
         self, status: int, word: str | None = None, *, retry_after: float | None = None
     ) -> Response:
         """Return an error response; ``word`` chooses a body that is not the status's usual one."""
-        if status == 504:
-            return Response(status, [""])  # a gateway's timeout has an empty body
-        if status == 520:
-            return gateway_page(status)
-        other = self.dialect.other_error(phrase(status))
-        response = json_response(status, self.dialect.bodies.get(word or status, other))
+        if status in GATEWAY_PAGES:
+            response = gateway_page(status, GATEWAY_PAGES[status])
+        else:
+            other = self.dialect.other_error(phrase(status))
+            response = json_response(status, self.dialect.bodies.get(word or status, other))
         if retry_after is not None:
             response.headers["Retry-After"] = f"{retry_after:.6f}".rstrip("0").rstrip(".")
         return response
@@ -102,14 +105,17 @@ class API:
         message = f"Not Found: the mock serves {SERVED} only"
         return json_response(404, self.dialect.other_error(message))
 
+    def _invalid(self, *wrong: Mistake) -> Response:
+        return json_response(*self.dialect.invalid(list(wrong)))
+
     def _models(self, rest: str) -> Response:
-        name = rest.removeprefix("/")
         if not rest:
             models = [self._model(each) for each in self.dialect.models]
             return json_response(200, {"object": "list", "data": models})
-        if name in self.dialect.models or (name and self.dialect.any_model):
-            return json_response(200, self._model(name))
-        return self._not_found()
+        name = rest.removeprefix("/")
+        if not self.dialect.has_model(name):
+            return self._not_found()
+        return json_response(200, self._model(name))
 
     def _model(self, name: str) -> dict[str, Any]:
         return {
@@ -121,43 +127,44 @@ class API:
             "capabilities": {"completion_chat": True, "function_calling": True, "vision": False},
         }
 
-    def _chat(self, body: Any, completion_id: str, change: Change) -> Response:
+    def _chat(self, body: Body, change: Change) -> Response:
         if wrong := mistakes(body, self.dialect.parameters):
-            return json_response(*self.dialect.invalid(wrong))
-        if not self.dialect.any_model and body["model"] not in self.dialect.models:
+            return self._invalid(*wrong)
+        if not self.dialect.has_model(body["model"]):
             return self.error(404, "no model")
         try:
-            text, tool_calls = answers.make_up(body)
-        except (LookupError, TypeError, AttributeError, StopIteration, RecursionError):
-            wrong = [mistake("value_error", "Not a valid tool or response_format", "tools")]
-            return json_response(*self.dialect.invalid(wrong))
-        if not tool_calls:
-            own = self._reply(body)
-            text = text if own is None else own
-        completion = change(answers.complete(body, completion_id, text, tool_calls))
+            request = answers.without_nulls(body)
+            completion = answers.complete(request)
+        except (LookupError, TypeError, AttributeError, RecursionError):
+            return self._invalid(WRONG_SHAPE)
+        called = completion["choices"][0]["message"]["tool_calls"]
+        text = None if called else self._reply(body)
+        if text is not None:
+            answers.answer(completion, text, request)
+        completion = change(completion)
         if body.get("stream") is True:
-            response = self._stream(completion, body)
+            response = self._stream(completion, request)
         else:
             response = json_response(200, completion)
         response.tokens = completion["usage"]["total_tokens"]
         return response
 
-    def _stream(self, completion: answers.Completion, body: Any) -> Response:
+    def _stream(self, completion: answers.Completion, request: answers.Request) -> Response:
         chunks = answers.chunks(completion)
-        chunks = self.dialect.with_usage(chunks, completion["usage"], body)
+        chunks = self.dialect.with_usage(chunks, completion["usage"], request)
         events = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
         headers = {"Content-Type": "text/event-stream"}
         return Response(200, [*events, "data: [DONE]\n\n"], headers, stream=True)
 
-    def _embeddings(self, body: Any) -> Response:
-        if not isinstance(body, dict) or not isinstance(body.get("input"), (str, list)):
-            wrong = [mistake("missing", "Field required", "input")]
-            return json_response(*self.dialect.invalid(wrong))
-        inputs = [body["input"]] if isinstance(body["input"], str) else body["input"]
+    def _embeddings(self, body: Body) -> Response:
+        inputs = body.get("input")
+        if not isinstance(inputs, (str, list)):
+            return self._invalid(mistake("missing", "Field required", "input"))
+        texts = [inputs] if isinstance(inputs, str) else inputs
         vector: Any = EMBEDDING
         if body.get("encoding_format") == "base64":
             vector = base64.b64encode(struct.pack(f"<{len(EMBEDDING)}f", *EMBEDDING)).decode()
-        tokens = sum(len(str(text).split()) for text in inputs)
+        tokens = sum(len(str(text).split()) for text in texts)
         return json_response(
             200,
             {
@@ -166,7 +173,7 @@ class API:
                 "model": body.get("model"),
                 "data": [
                     {"object": "embedding", "index": index, "embedding": vector}
-                    for index in range(len(inputs))
+                    for index in range(len(texts))
                 ],
                 "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens},
             },
@@ -178,10 +185,10 @@ def json_response(status: int, body: dict[str, Any]) -> Response:
     return Response(status, [json.dumps(body)], {"Content-Type": "application/json"})
 
 
-def gateway_page(status: int) -> Response:
+def gateway_page(status: int, page: str = GATEWAY_PAGE) -> Response:
     """Return what a gateway in front of the API sends: an HTML page."""
-    page = GATEWAY_PAGE.format(f"{status} {phrase(status)}")
-    return Response(status, [page], {"Content-Type": "text/html"})
+    text = page.format(f"{status} {phrase(status)}")
+    return Response(status, [text], {"Content-Type": "text/html"})
 
 
 def first_half(pieces: list[Text]) -> list[Text]:

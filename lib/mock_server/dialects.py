@@ -29,6 +29,10 @@ class Dialect:
     limit_headers: Callable[[str, int, int, float], dict[str, str]]
     request_id_header: str
 
+    def has_model(self, name: str) -> bool:
+        """Return whether the API has a model of this name."""
+        return self.any_model or name in self.models
+
 
 def mistral_error(message: Any, kind: str, code: str | None = None) -> Body:
     """Return an error body of the Mistral API."""
@@ -50,7 +54,7 @@ def _usage_in_the_last_chunk(chunks: list[Body], usage: Body, request: Body) -> 
 
 
 def _usage_on_request(chunks: list[Body], usage: Body, request: Body) -> list[Body]:
-    if not (request.get("stream_options") or {}).get("include_usage"):
+    if not request.get("stream_options", {}).get("include_usage"):
         return chunks
     return [*chunks, {**chunks[-1], "choices": [], "usage": usage}]
 

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
 from .answers import Completion, end, first_words
-from .api import API, Change, Response, first_half, gateway_page
+from .api import API, FOREVER, Change, Response, first_half, gateway_page
 from .faults import Fault
 
 
@@ -37,14 +36,14 @@ EFFECTS: dict[str, Effect] = {
     "drop": lambda api, normal, fault: None,
     # the normal response, but late
     "slow": lambda api, normal, fault: replace(normal(), delay=fault.seconds or 0.0),
-    "timeout": lambda api, normal, fault: replace(normal(), delay=math.inf),
+    "timeout": lambda api, normal, fault: replace(normal(), delay=FOREVER),
     "drip": lambda api, normal, fault: replace(normal(), seconds_per_byte=fault.seconds or 0.0),
     # a part of it
     "badjson": lambda api, normal, fault: _edited(normal(), _half_json),
     "truncate": lambda api, normal, fault: _edited(normal(), first_half),
     "streamerror": lambda api, normal, fault: _error_event(api, normal()),
     "cut": lambda api, normal, fault: replace(normal(), broken=True),
-    "stall": lambda api, normal, fault: replace(normal(), broken=True, silence=math.inf),
+    "stall": lambda api, normal, fault: replace(normal(), broken=True, silence=FOREVER),
     # a complete response without a complete answer
     "length": lambda api, normal, fault: normal(_cut_off),
     "empty": lambda api, normal, fault: normal(_emptied),

@@ -73,7 +73,8 @@ DIAGNOSES = {
     r"([0-9A-Za-z_]+)x([0-9]+)$": r"did you mean \1*\2?",
     r"[0-9]+(:|$)": "a status is a number from 400 to 599; seconds, below 100000, follow a colon",
 }
-MAX_REPEATS = 1_000_000
+TIMES = "[1-9][0-9]{0,5}|1000000"
+PERCENT = r"([0-9]{1,2}(\.[0-9]+)?|100)%"
 OK = Fault("ok")
 
 
@@ -86,9 +87,10 @@ def parse_faults(script: str, seed: int = 0) -> Iterator[Fault]:
     counted = list(itertools.takewhile(lambda word: "@" not in word, words))
     parts = [_parse_counted(word) for word in counted]
     shares = [_parse_share(word) for word in words[len(counted) :]]
-    if sum(share for share, _ in shares) > 1:
+    rest = 100 - sum(percent for percent, _ in shares)
+    if rest < 0:
         raise ValueError("the shares with @ add up to more than 100 %")
-    return itertools.chain(*parts, _draw(shares, random.Random(seed)))
+    return itertools.chain(*parts, _draw(shares, rest, random.Random(seed)))
 
 
 def _split(script: str) -> list[str]:
@@ -104,35 +106,33 @@ def _parse_counted(word: str) -> Iterator[Fault]:
     """Parse a word that is for one request, or for several with *3 or *."""
     text, star, times = word.partition("*")
     fault = _parse_fault(text, word)
-    if star and not times:
+    if not star:
+        return itertools.repeat(fault, 1)
+    if not times:
         return itertools.repeat(fault)
-    times = times if star else "1"
-    if not re.fullmatch("[0-9]{1,7}", times) or not 1 <= int(times) <= MAX_REPEATS:
-        raise ValueError(
-            f"{_quoted(word)}: repeat it 1 to {MAX_REPEATS} times, or always with a bare *"
-        )
+    if not re.fullmatch(TIMES, times):
+        raise ValueError(f"{_quoted(word)}: repeat it 1 to 1000000 times, or always with a bare *")
     return itertools.repeat(fault, int(times))
 
 
 def _parse_share(word: str) -> tuple[float, Fault]:
-    """Parse a word with a percentage, such as 503@20%."""
+    """Parse a word with a percentage, such as 503@20%: return (20.0, the fault)."""
     text, at, percent = word.partition("@")
     if not at:
         raise ValueError(
             f"{_quoted(word)}: words with @ come last; they apply to all later requests"
         )
     fault = _parse_fault(text, word)
-    if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?%", percent) or float(percent[:-1]) > 100:
+    if not re.fullmatch(PERCENT, percent):
         raise ValueError(f"{_quoted(word)}: a share is a percentage up to 100, such as 503@20%")
-    return float(percent[:-1]) / 100, fault
+    return float(percent[:-1]), fault
 
 
-def _draw(shares: list[tuple[float, Fault]], chance: random.Random) -> Iterator[Fault]:
-    """Yield a fault for each request, at random; OK for the rest of the shares."""
-    weights = [share for share, _ in shares]
-    faults = [fault for _, fault in shares]
+def _draw(shares: list[tuple[float, Fault]], rest: float, chance: random.Random) -> Iterator[Fault]:
+    """Yield a fault for each request, at random; OK for the rest of the 100 %."""
+    percents, faults = zip(*shares, (rest, OK), strict=True)
     while shares:
-        yield chance.choices([*faults, OK], [*weights, max(0.0, 1 - sum(weights))])[0]
+        yield chance.choices(faults, percents)[0]
 
 
 def _parse_fault(text: str, word: str) -> Fault:
@@ -152,9 +152,7 @@ def _quoted(word: str) -> str:
 
 
 def _pattern(form: str) -> str:
-    for number, (pattern, _) in NUMBERS.items():
-        form = form.replace(number, pattern)
-    return form
+    return re.sub("STATUS|SECONDS", lambda number: NUMBERS[number[0]][0], form)
 
 
 def _diagnosis(text: str) -> str:

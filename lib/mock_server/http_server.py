@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 import selectors
@@ -93,10 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
-        if "Transfer-Encoding" in self.headers or not length:
+        if not re.fullmatch("[0-9]{1,12}", length):
             self.send_error(411)
-        elif not re.fullmatch("[0-9]{1,12}", length):
-            self.send_error(400)
         elif int(length) > MAX_BODY_BYTES:
             self.send_error(413)
         else:
@@ -109,9 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _respond(self, body: bytes) -> None:
         path = re.sub("[^!-~]", "?", self.path.partition("?")[0])[:100]
-        scheme, _, key = self.headers.get("Authorization", "").partition(" ")
-        key = key.strip() if scheme.lower() == "bearer" else ""
-        response, request = self.server.respond(Request(self.command, path, key, body))
+        has_key = re.match(r"(?i)bearer +\S", self.headers.get("Authorization", ""))
+        received = Request(self.command, path, bool(has_key), body)
+        response, request = self.server.respond(received)
         try:
             if response is None or not self._wait_unless_closed(response.delay):
                 self.close_connection = True
@@ -127,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         with selectors.DefaultSelector() as selector:
             selector.register(self.connection, selectors.EVENT_READ)
-            return not selector.select(None if seconds == math.inf else seconds)
+            return not selector.select(seconds)
 
     def _send(self, response: Response) -> None:
         pieces = [piece.encode() for piece in response.pieces]
@@ -138,6 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(self._head(response, framing))
         if response.broken:
             pieces = first_half(pieces)
+            self.close_connection = True  # which the head does not announce
         if response.seconds_per_byte:
             pieces = [bytes([byte]) for piece in pieces for byte in piece]
         for piece in pieces:
@@ -146,7 +144,6 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self.wfile.write(piece)
         self._wait_unless_closed(response.silence)
-        self.close_connection = self.close_connection or response.broken
 
     def _head(self, response: Response, framing: tuple[str, str]) -> bytes:
         headers = [

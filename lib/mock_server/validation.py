@@ -3,21 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 Fields = dict[str, Any]  # the body of a request
 Mistake = dict[str, Any]
 
+REQUIRED = {"model": (str, "a string"), "messages": (list, "a list")}
 
-def mistakes(body: Any, parameters: frozenset[str] | None) -> list[Mistake]:
-    """Return what is wrong with the body of a chat request.
+
+def mistakes(body: Fields, parameters: frozenset[str] | None) -> list[Mistake]:
+    """Return what is wrong with the fields of a chat request.
 
     ``parameters`` are the fields that the API knows; None stands for any.
     """
-    if not isinstance(body, dict):
-        return [mistake("dict_type", "Input should be an object")]
-    found = [wrong for holds, wrong in RULES if not holds(body)]
+    found = [
+        mistake("missing", f"Field required: {noun}", name)
+        for name, (kind, noun) in REQUIRED.items()
+        if not isinstance(body.get(name), kind)
+    ]
     return found if parameters is None else found + _unknown_fields(body, parameters)
 
 
@@ -26,30 +29,7 @@ def mistake(kind: str, message: str, *field: str) -> Mistake:
     return {"type": kind, "loc": ["body", *field], "msg": message}
 
 
-def _messages(body: Fields) -> list[Any]:
-    """Return the messages, or [] if they are not a list. A missing field has its own rule."""
-    messages = body.get("messages", [{"role": "user"}])
-    return messages if isinstance(messages, list) else []
-
-
-def _has_a_role(message: Any) -> bool:
-    return isinstance(message, dict) and isinstance(message.get("role"), str)
-
-
-# What holds for the body of each chat request, and the mistake if it does not.
-RULES: tuple[tuple[Callable[[Fields], bool], Mistake], ...] = (
-    (lambda body: "model" in body, mistake("missing", "Field required", "model")),
-    (lambda body: "messages" in body, mistake("missing", "Field required", "messages")),
-    (
-        lambda body: isinstance(body.get("model", ""), str),
-        mistake("string_type", "Not a string", "model"),
-    ),
-    (lambda body: _messages(body) != [], mistake("list_type", "Not a list", "messages")),
-    (
-        lambda body: all(map(_has_a_role, _messages(body))),
-        mistake("missing", "No role", "messages", "role"),
-    ),
-)
+WRONG_SHAPE = mistake("value_error", "Not a valid message, tool or response_format", "messages")
 
 
 def _unknown_fields(body: Fields, parameters: frozenset[str]) -> list[Mistake]:

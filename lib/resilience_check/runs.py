@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from ..mock_server import LoggedRequest, MockServer
-from ..mock_server.answers import make_up
+from ..mock_server.answers import make_up, without_nulls
 from ..mock_server.api import CHAT_PATH
 from .programs import Ending, Program
 
@@ -42,8 +41,11 @@ class Run(NamedTuple):
     @property
     def arrivals(self) -> list[float]:
         """When the first request arrived, and when the same body arrived again."""
-        same = self.requests[0].content if self.requests else None
-        return [request.arrived for request in self.requests if request.content == same]
+        return [
+            request.arrived
+            for request in self.requests
+            if request.content == self.requests[0].content
+        ]
 
 
 class Runner:
@@ -99,6 +101,6 @@ class Runner:
 
 def _reply(body: Any) -> str | None:
     """Return the answer that the judges look for, as JSON if the program asked for JSON."""
-    text, _ = make_up(body)
-    wants_json = text.startswith("{") and body.get("response_format")
-    return text.replace(': "text"', f": {json.dumps(ANSWER)}") if wants_json else ANSWER
+    text, _ = make_up(without_nulls(body))
+    json_text = text.replace(': "text"', f': "{ANSWER}"')
+    return json_text if ANSWER in json_text else ANSWER
