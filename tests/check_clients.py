@@ -1,16 +1,36 @@
-"""A small client that keeps every rule of the resilience check, and one mutant for each rule."""
+"""Check a small client that keeps every rule of the resilience check, its mutants, and ours.
+
+``python -m check_clients`` checks them all at the same time, since nearly all of it is waiting,
+and prints the verdicts: {client: {rule: [verdict, what happened]}}. With SOAK_CALLS, it checks
+each client by every rule; else, each mutant only by the rule that it breaks.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
 
 import requests
 
+from lib.answer_check import check_answer
+from lib.circuit_breaker import CircuitBreaker
+from lib.client import MistralClient
+from lib.error_logger import ErrorLogger
+from lib.resilience_check import RULES, check
+from lib.resilience_check.rules import Rule
+from lib.resilient_client import ResilientMistralClient
+from lib.retry import Retrier
 from lib.total_timeout import TotalTimeoutAdapter, total_timeout
 
+SOAK = bool(os.environ.get("SOAK_CALLS"))
+Ask = Callable[[str, str], str]
 released = threading.Event()  # a mutant that would wait for ever waits for this
 
 
@@ -30,11 +50,11 @@ class RightClient:
     """Ask once more after a transient failure, wait as long as asked, and believe nothing."""
 
     attempts = 3
-    base_delay = 0.6
+    base_delay = 0.3
     max_retry_after = 60.0
     retryable = frozenset({429, 500, 502, 503, 504})
     read_timeout = 1.0
-    total = 1.8  # seconds of one attempt
+    total = 1.5  # seconds of one attempt
 
     def __init__(self, *, stream: bool = False) -> None:
         self.stream = stream
@@ -57,7 +77,7 @@ class RightClient:
         time.sleep(failure.retry_after + self.backoff(attempt))
 
     def backoff(self, attempt: int) -> float:
-        return random.uniform(0.0, self.base_delay * 2.0 ** (attempt - 1))
+        return random.uniform(0.0, self.base_delay * 4.0 ** (attempt - 1))
 
     def ask(self, session: requests.Session, base_url: str, key: str) -> str:
         """Make one attempt."""
@@ -178,28 +198,18 @@ class WaitsForADay(RightClient):
 
 
 class WaitsTheSameEachTime(RightClient):
-    def __call__(self, base_url: str, key: str) -> str:
-        client = WaitsTheSameOnce(stream=self.stream)
-        return client(base_url, key)
-
-
-class WaitsTheSameOnce(RightClient):
-    def __init__(self, *, stream: bool) -> None:
-        super().__init__(stream=stream)
-        self.wait = random.uniform(0.2, 0.8)
-
     def backoff(self, attempt: int) -> float:
-        return self.wait
+        return 0.2 + 0.6 * random.Random(threading.get_ident()).random()  # a thread is a caller
 
 
 class HasNoJitter(RightClient):
     def backoff(self, attempt: int) -> float:
-        return 0.8 * 2.0 ** (attempt - 1)
+        return 0.4 * 2.0 ** (attempt - 1)
 
 
 class TriesFourTimes(RightClient):
     attempts = 4
-    base_delay = 0.15
+    base_delay = 0.05
 
 
 class NeverGivesUp(RightClient):
@@ -296,3 +306,69 @@ MUTANTS: dict[str, RightClient] = {
     "a cut-off answer is noticed": IgnoresTheFinishReason(),
     "the key stays secret": PrintsTheKey(),
 }
+
+
+def ask_ours(base_url: str, key: str, *, stream: bool, scale: float) -> str:
+    """Ask with the settings that lib/README.md advises for a web handler, if the scale is 1."""
+
+    def whole_stream(client: MistralClient) -> str:
+        pieces = client.stream(HELLO)
+        text = "".join(pieces)
+        check_answer(SimpleNamespace(content=text, finish_reason=pieces.finish_reason))
+        return text
+
+    timeout = (2.0, 10 * scale)
+    with MistralClient(key, base_url=base_url, timeout=timeout, total_timeout=10 * scale) as client:
+        resilient = ResilientMistralClient(
+            client,
+            retrier=Retrier(max_attempts=2, total_timeout=15 * scale),
+            breaker=CircuitBreaker("api", failure_threshold=5, recovery_timeout=10),
+            logger=ErrorLogger(os.devnull),
+        )
+        if stream:
+            return resilient.request(whole_stream)
+        return check_answer(resilient.chat(HELLO)).content
+
+
+HELLO = [{"role": "user", "content": "Hello!"}]
+PATIENCE = 30.0 if SOAK else 5.0  # seconds, for our client; 30 is the default
+RIGHT: dict[str, Ask] = {
+    "plain": RightClient(),
+    "streamed": RightClient(stream=True),
+    "ours": partial(ask_ours, stream=False, scale=PATIENCE / 30),
+    "ours, streamed": partial(ask_ours, stream=True, scale=PATIENCE / 30),
+}
+
+
+def plan() -> Iterator[tuple[str, Ask, Sequence[Rule]]]:
+    """Yield who is checked by which rules; each of these is a job of its own."""
+    if SOAK:
+        clients: dict[str, Ask] = {**RIGHT, **MUTANTS}
+        yield from ((name, ask, RULES) for name, ask in clients.items())
+        return
+    rules = {rule.name: rule._replace(callers=min(rule.callers, 10)) for rule in RULES}
+    for name, mutant in MUTANTS.items():
+        yield name, mutant, [rules[name]]
+    for name, ask in RIGHT.items():
+        judged = [rule for rule in rules.values() if rule.needs_stream == ("streamed" in name)]
+        for faults in dict.fromkeys(rule.faults for rule in judged):
+            yield name, ask, [rule for rule in judged if rule.faults == faults]
+
+
+def main() -> None:
+    def verdicts(job: tuple[str, Ask, Sequence[Rule]]) -> dict[str, list[str]]:
+        name, ask, rules = job
+        found = check(ask, rules=rules, patience=PATIENCE if "ours" in name else 3.0)
+        return {each.rule: [each.verdict, each.happened] for each in found}
+
+    jobs = list(plan())
+    done: dict[str, dict[str, list[str]]] = {name: {} for name, *_ in jobs}
+    with ThreadPoolExecutor(10 if SOAK else 50) as pool:
+        for (name, *_), found in zip(jobs, pool.map(verdicts, jobs), strict=True):
+            done[name] |= found
+        released.set()
+    print(json.dumps(done))
+
+
+if __name__ == "__main__":
+    main()

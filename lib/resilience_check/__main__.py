@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import partial
 
 from ..mock_server.dialects import DIALECTS
-from . import FAIL, NOT_TRIED, CheckError, Verdict, verdicts
+from . import FAIL, NOT_TRIED, PASS, CheckError, Verdict, verdicts
 from .programs import Process
 from .rules import RULES
 
@@ -50,9 +50,10 @@ def main() -> int:
         return NOT_CHECKED
     if options.json:
         print(json.dumps({"rules": [asdict(verdict) for verdict in done]}, indent=2))
-    if all(verdict.verdict == NOT_TRIED for verdict in done):
-        return NOT_CHECKED
-    return A_RULE_FAILS if any(verdict.verdict == FAIL for verdict in done) else NO_RULE_FAILS
+    found = {verdict.verdict for verdict in done}
+    if FAIL in found:
+        return A_RULE_FAILS
+    return NO_RULE_FAILS if PASS in found else NOT_CHECKED
 
 
 def _print_row(verdict: Verdict) -> None:
@@ -86,14 +87,14 @@ def _parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         help="the API that the program is written for; default: mistral",
     )
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
-    arguments = sys.argv[1:]
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_args(arguments[:end])
+    arguments = [*sys.argv[1:], "--"]
+    end = arguments.index("--")
+    options, command = parser.parse_args(arguments[:end]), arguments[end + 1 : -1]
     if not 0 < options.patience < math.inf:
         parser.error(f"--patience must be a number of seconds > 0, got {options.patience}")
-    if not arguments[end + 1 :]:
+    if not command:
         parser.error("name your program after --, for example: -- python my_app.py")
-    return options, arguments[end + 1 :]
+    return options, command
 
 
 if __name__ == "__main__":
