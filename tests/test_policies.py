@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from lib.fallback import FallbackHandler
 from lib.retry import Retrier
 
 Make = Callable[..., Any]
+Helper = Retrier | CircuitBreaker
 
 
 def make_breaker(**settings: Any) -> CircuitBreaker:
@@ -59,6 +61,12 @@ class AsyncCallable:
         raise AssertionError
 
 
+@pytest.mark.parametrize("make", [Retrier, CircuitBreaker])
+def test_all_arguments_but_the_first_are_keyword_only(make: Make) -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        make(3, 1)
+
+
 class TestFunctions:
     @pytest.mark.parametrize(("make", "name"), PREDICATES)
     @pytest.mark.parametrize(
@@ -89,7 +97,7 @@ class TestFunctions:
 class TestNothingHasRun:
     """An operation that only returns what would do the work is a mistake, not a success."""
 
-    def test_call_rejects_an_awaitable(self, helper: Any) -> None:
+    def test_call_rejects_an_awaitable(self, helper: Helper) -> None:
         class Request:
             def __await__(self) -> Any:
                 yield
@@ -99,22 +107,16 @@ class TestNothingHasRun:
                 helper.call(operation)
 
     @pytest.mark.parametrize("operation", [generator, async_generator])
-    def test_a_generator_is_rejected(self, helper: Any, operation: Any, call: Call) -> None:
+    def test_a_generator_is_rejected(self, helper: Helper, operation: Any, call: Call) -> None:
         with pytest.raises(TypeError, match="a generator, which has not run: iterate over it"):
             call(helper, operation)
 
-    @pytest.mark.parametrize("function", [generator, async_generator])
-    def test_a_generator_function_is_not_decorated(self, helper: Any, function: Any) -> None:
-        for each in (function, functools.partial(function)):
-            with pytest.raises(TypeError, match="decorate what it calls"):
-                helper(each)
-
-    def test_a_generator_that_has_started_is_a_result(self, helper: Any, call: Call) -> None:
+    def test_a_generator_that_has_started_is_a_result(self, helper: Helper, call: Call) -> None:
         pieces = generator()
         next(pieces)
         assert list(call(helper, lambda: pieces)) == ["second"]
 
-    def test_an_object_that_has_every_attribute_is_a_result(self, helper: Any) -> None:
+    def test_an_object_that_has_every_attribute_is_a_result(self, helper: Helper) -> None:
         class Proxy:
             def __getattr__(self, name: str) -> str:
                 return name
@@ -122,7 +124,7 @@ class TestNothingHasRun:
         proxy = Proxy()
         assert helper.call(lambda: proxy) is proxy
 
-    def test_an_async_operation_may_return_an_awaitable(self, helper: Any) -> None:
+    def test_an_async_operation_may_return_an_awaitable(self, helper: Helper) -> None:
         async def main() -> str:
             async def operation() -> asyncio.Task[str]:
                 return asyncio.create_task(asyncio.sleep(0, "result"))
@@ -131,3 +133,36 @@ class TestNothingHasRun:
             return await task
 
         assert asyncio.run(main()) == "result"
+
+
+class TestDecorator:
+    def test_each_call_goes_through_the_helper(self, helper: Helper) -> None:
+        """It shows in that a generator is rejected."""
+
+        def ask(prompt: str) -> Any:
+            """Ask."""
+            return prompt or generator()
+
+        async def ask_async(prompt: str) -> Any:
+            return ask(prompt)
+
+        class Model:
+            async def __call__(self, prompt: str) -> Any:
+                return ask(prompt)
+
+        decorated = helper(ask)
+        assert (decorated.__name__, decorated.__doc__) == ("ask", "Ask.")
+        assert decorated("Hello!") == "Hello!"
+        with pytest.raises(TypeError, match="has not run"):
+            decorated(prompt="")
+        for each in (helper(ask_async), helper(Model())):
+            assert inspect.iscoroutinefunction(each)
+            assert asyncio.run(each("Hello!")) == "Hello!"
+            with pytest.raises(TypeError, match="has not run"):
+                asyncio.run(each(prompt=""))
+
+    @pytest.mark.parametrize("function", [generator, async_generator])
+    def test_a_generator_function_is_rejected(self, helper: Helper, function: Any) -> None:
+        for each in (function, functools.partial(function)):
+            with pytest.raises(TypeError, match="decorate what it calls"):
+                helper(each)

@@ -419,33 +419,6 @@ class TestLogging:
         ]
 
 
-class TestDecorator:
-    def test_a_function_an_async_one_and_an_object_with_an_async_call_are_retried(
-        self, clock: FakeClock
-    ) -> None:
-        first, second, third = (Failing(TransientError()) for _ in range(3))
-        retrier = Retrier()
-
-        @retrier
-        def ask(prompt: str) -> str:
-            """Ask."""
-            return f"{prompt} {first()}"
-
-        @retrier
-        async def ask_async(prompt: str) -> str:
-            return f"{prompt} {second()}"
-
-        class Model:
-            async def __call__(self) -> str:
-                return third()
-
-        assert ask("a") == "a result"
-        assert asyncio.run(ask_async("b")) == "b result"
-        assert asyncio.run(retrier(Model())()) == "result"
-        assert (ask.__name__, ask.__doc__) == ("ask", "Ask.")
-        assert asyncio.iscoroutinefunction(ask_async)
-
-
 class TestInterruption:
     @pytest.mark.parametrize("leaving", [KeyboardInterrupt, asyncio.CancelledError])
     def test_ctrl_c_passes_through(self, leaving: type[BaseException], clock: FakeClock) -> None:
@@ -597,10 +570,6 @@ class TestArguments:
         retrier = Retrier(base_delay=0, max_delay=0, max_retry_after=0, total_timeout=0)
         assert retrier.call(Failing(TransientError(), TransientError(0))) == "result"
         assert clock.waits == [0, 0]
-
-    def test_all_but_the_first_are_keyword_only(self) -> None:
-        with pytest.raises(TypeError):
-            Retrier(3, 1.0)  # type: ignore[call-arg]
 
     def test_the_repr_shows_the_settings_and_the_budget(self) -> None:
         assert repr(Retrier(4)) == "Retrier(4, base_delay=1, budget=RetryBudget(10, tokens=10.0))"
