@@ -55,8 +55,7 @@ class RateLimiter:
 
     Callers start in the order in which they arrived, at 98.5 % of the limit. If the operating
     system wakes a thread late, its request starts late, and the next starts make up for it.
-    You may change ``max_requests_per_minute``; a caller that already waits for its slot keeps its
-    wait. Only this process is counted; several processes need a shared limiter.
+    Only this process is counted; several processes need a shared limiter.
 
     Thread-safe. Threads and asyncio tasks may share one limiter. If a task is first in line
     and its event loop is blocked, all callers behind it wait too. Raises ValueError for a
@@ -64,11 +63,20 @@ class RateLimiter:
     """
 
     def __init__(self, max_requests_per_minute: float = 60) -> None:
-        self.max_requests_per_minute = rate = max_requests_per_minute
-        if type(rate) not in (int, float) or not 0 < rate < math.inf:
-            raise ValueError(f"max_requests_per_minute must be a number > 0, got {rate!r}")
+        self.max_requests_per_minute = max_requests_per_minute
         self._next_slot = -math.inf  # a time on the monotonic clock, like all times here
         self._line = Line()
+
+    @property
+    def max_requests_per_minute(self) -> float:
+        """The limit. You may change it; a caller that already waits for its slot keeps its wait."""
+        return self._limit
+
+    @max_requests_per_minute.setter
+    def max_requests_per_minute(self, limit: float) -> None:
+        if type(limit) not in (int, float) or not 0 < limit < math.inf:
+            raise ValueError(f"max_requests_per_minute must be a number > 0, got {limit!r}")
+        self._limit, self._interval = limit, 60 / (PACE * limit)
 
     def acquire(self, timeout: float | None = None, *, on_wait: OnWait = None) -> float:
         """Wait for a free slot and take it. Return the seconds waited.
@@ -93,8 +101,7 @@ class RateLimiter:
 
     def _try_start(self, caller: Caller) -> float:
         """Take the next slot and return 0 if it has come; else return the seconds until it."""
-        now = time.monotonic()
-        interval = 60 / (PACE * self.max_requests_per_minute)
+        now, interval = time.monotonic(), self._interval
         slot = max(now, self._next_slot) + caller.ahead * interval
         if slot > now:
             if slot > caller.gives_up_at:

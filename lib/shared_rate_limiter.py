@@ -97,13 +97,21 @@ class SharedRateLimiter:
             redis_client, BOOK_SLOT, "rate-limit", name,
             local_share=local_share, on_lost=self._start_locally,
         )  # fmt: skip
-        # The callers of this process. Redis makes the pace, so the line is a bit faster.
-        self._line = RateLimiter(max_requests_per_minute)
-        self._line.max_requests_per_minute /= PACE
+        self._line = RateLimiter()  # the callers of this process
         self.max_requests_per_minute = max_requests_per_minute
-        self._interval = 60.0 / (max_requests_per_minute * PACE)
-        self._local_interval = self._interval / local_share
         self._next_local_slot = -math.inf  # on the monotonic clock
+
+    @property
+    def max_requests_per_minute(self) -> float:
+        """The limit of all processes together. You may change it, in each of them."""
+        return self._limit
+
+    @max_requests_per_minute.setter
+    def max_requests_per_minute(self, limit: float) -> None:
+        self._line.max_requests_per_minute = limit  # which checks it
+        self._line.max_requests_per_minute /= PACE  # Redis makes the pace: the line is faster
+        self._limit, self._interval = limit, 60 / (PACE * limit)
+        self._local_interval = self._interval / self._redis.local_share
 
     def acquire(self, timeout: float | None = None, *, on_wait: OnWait = None) -> float:
         """Wait for a free slot and take it. Return the seconds waited.

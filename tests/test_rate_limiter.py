@@ -485,10 +485,15 @@ class TestPause:
 
 
 class TestArguments:
-    @pytest.mark.parametrize("value", [0, math.nan, math.inf, "60", True])
-    def test_a_wrong_rate(self, value: Any) -> None:
-        with pytest.raises(ValueError, match="max_requests_per_minute must be a number > 0, got "):
-            RateLimiter(value)
+    @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "60", True])
+    def test_a_wrong_rate_at_construction_or_later(self, value: Any) -> None:
+        limiter = RateLimiter(60)
+        for set_rate in (RateLimiter, partial(setattr, limiter, "max_requests_per_minute")):
+            with pytest.raises(
+                ValueError, match="max_requests_per_minute must be a number > 0, got "
+            ):
+                set_rate(value)
+        assert limiter.max_requests_per_minute == 60
 
     @pytest.mark.parametrize("value", [-0.001, math.nan, "1", True])
     def test_a_wrong_timeout_or_pause(self, value: Any) -> None:

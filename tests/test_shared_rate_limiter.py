@@ -73,9 +73,13 @@ def seconds(*values: float) -> Any:
 
 class TestArguments:
     @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf, "60", None, True])
-    def test_a_wrong_rate(self, wrong: Any, redis: Slots) -> None:
+    def test_a_wrong_rate_at_construction_or_later(self, wrong: Any, redis: Slots) -> None:
+        shared = limiter(redis)
         with pytest.raises(ValueError, match="max_requests_per_minute must be a number > 0, got"):
             limiter(redis, max_requests_per_minute=wrong)
+        with pytest.raises(ValueError, match="max_requests_per_minute must be a number > 0, got"):
+            shared.max_requests_per_minute = wrong
+        assert shared.max_requests_per_minute == 60
 
     @pytest.mark.parametrize("wrong", [0, -0.1, 1.1, math.nan, "0.1", None, True])
     def test_a_wrong_share(self, wrong: Any, redis: Slots) -> None:
@@ -120,6 +124,16 @@ class TestPace:
         shared = limiter(redis)
         assert [acquire(shared) for _ in range(4)] == seconds(0, INTERVAL, INTERVAL, INTERVAL)
         assert len(redis.calls) == 4
+
+    def test_it_can_be_changed(self, acquire: Acquire, redis: Slots) -> None:
+        """With Redis and without it, it applies from the slot after the next one."""
+        shared = limiter(redis, local_share=1)
+        acquire(shared)
+        shared.max_requests_per_minute = 6000
+        assert [acquire(shared) for _ in range(2)] == seconds(INTERVAL, INTERVAL / 100)
+        redis.error = ConnectionError("refused")
+        assert acquire(shared) < INTERVAL / 50
+        assert acquire(shared) == pytest.approx(INTERVAL / 100, abs=1e-4)
 
     def test_limiters_of_one_name_share_their_slots(self, redis: Slots) -> None:
         one, other, unrelated = limiter(redis), limiter(redis), limiter(redis, "other")
