@@ -105,9 +105,7 @@ class RateLimiter:
         slot = max(now, self._next_slot) + caller.ahead * interval
         if slot > now:
             if slot > caller.gives_up_at:
-                raise RateLimitTimeoutError(
-                    f"no request may start within {round(caller.timeout, 3):g} s"
-                )
+                raise RateLimitTimeoutError(caller.too_late("no request may start"))
             return slot - now
         # If this start is late, count it as on time, so that the next slot does not move. The
         # exceptions: it is late by an interval, or by more than the pace leaves free in a minute.
@@ -144,27 +142,33 @@ class Caller:
         self.gives_up_at = self.arrived_at + self.timeout
         self.awaited: asyncio.Future[None] | None = None
 
-    def renew_turn(self) -> None:
-        """Get a new future, which will be done when it is time to try."""
-        turn: Future[None] = Future()
-        turn.set_running_or_notify_cancel()  # a cancelled task does not cancel it
-        self.turn = turn
-
     def sleep(self, seconds: float) -> None:
         """Sleep until the line wakes this caller, or for ``seconds``."""
         wait([self.turn], min(seconds, threading.TIMEOUT_MAX))
-        self.renew_turn()
+        self.turn: Turn = Turn()  # for the next time
 
     async def sleep_async(self, seconds: float) -> None:
         """Do what ``sleep`` does, without blocking the event loop."""
         woken = self.awaited = asyncio.wrap_future(self.turn)
         await (woken if seconds == math.inf else asyncio.wait([woken], timeout=seconds))
-        self.renew_turn()
+        self.turn = Turn()
 
     def is_gone(self) -> bool:
         """Return True for a task that was cancelled, or whose event loop was closed."""
         task = self.awaited
         return task is not None and (task.cancelled() or task.get_loop().is_closed())
+
+    def too_late(self, what: str) -> str:
+        """Return the message of the error that this caller gets when it gives up."""
+        return f"{what} within {round(self.timeout, 3):g} s"
+
+
+class Turn(Future[None]):
+    """A future that is done when the caller may try to start."""
+
+    def cancel(self) -> bool:
+        """Do nothing: a task that is cancelled leaves the line by itself."""
+        return False
 
 
 class Line:
@@ -178,13 +182,9 @@ class Line:
     """
 
     def __init__(self) -> None:
-        self.begin_afresh()
-        _lines.add(self)
-
-    def begin_afresh(self) -> None:
-        """Forget all callers, and make a new lock: a thread may have held the old one at a fork."""
         self.lock = threading.RLock()
         self.callers: OrderedDict[Caller, None] = OrderedDict()  # to leave it costs O(1)
+        _lines.add(self)
 
     def wait(self, caller: Caller, sleep: Callable[[float], object]) -> float:
         """Wait until an attempt of the caller succeeds. Return the seconds waited.
@@ -240,7 +240,7 @@ class Line:
         return seconds  # noqa: RET504 - Ctrl-C after a call in `return` would skip the unlocking
 
     def _join(self, caller: Caller, seconds: float) -> None:
-        caller.renew_turn()
+        caller.turn = Turn()
         with self.lock:
             self.callers[caller] = None
             self.wake_first()
@@ -274,7 +274,8 @@ _lines: weakref.WeakSet[Line] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     """Empty the lines: the child has none of the threads that waited or held a lock."""
     for line in list(_lines):
-        line.begin_afresh()
+        line.lock = threading.RLock()
+        line.callers.clear()
 
 
 if hasattr(os, "register_at_fork"):

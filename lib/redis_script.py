@@ -105,10 +105,11 @@ class RedisScript:
 
     def _may_try(self) -> bool:
         with self.lock:
-            may_try = not self.is_local or time.monotonic() >= self._try_redis_at
-            if self.is_local and may_try:  # in the meantime, the other callers do without Redis
-                self._try_redis_at = time.monotonic() + RETRY_REDIS_AFTER
-        return may_try
+            now = time.monotonic()
+            if self.is_local and now < self._try_redis_at:
+                return False
+            self._try_redis_at = now + RETRY_REDIS_AFTER  # the others do without it until then
+        return True
 
     def _lose(self, error: Exception) -> None:
         with self.lock:

@@ -369,9 +369,7 @@ class SharedTokenReservation:
         if self.is_booked:
             return 0.0
         if now >= caller.gives_up_at and (self.has_asked or caller.ahead):
-            raise TokenLimitTimeoutError(
-                f"no room for {self.tokens} tokens within {round(caller.timeout, 3):g} s"
-            )
+            raise TokenLimitTimeoutError(caller.too_late(f"no room for {self.tokens} tokens"))
         until_ask = math.inf if caller.ahead else ASK_AGAIN_AFTER
         return max(1e-6, min(until_ask, caller.gives_up_at - now))
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -63,7 +63,7 @@ class TokenLimiter:
     """
 
     def __init__(self, max_tokens_per_minute: int) -> None:
-        self._ledger: deque[TokenReservation] = deque()  # oldest first
+        self._ledger: OrderedDict[TokenReservation, int] = OrderedDict()  # oldest first
         self._used, self._paused_until = 0, -math.inf  # the sum of the ledger; a time
         self._line = Line()
         self.max_tokens_per_minute = max_tokens_per_minute
@@ -82,7 +82,7 @@ class TokenLimiter:
     def available(self) -> int:
         """The tokens that can be reserved now; negative if calls used more than estimated."""
         start = time.monotonic() - WINDOW
-        used = sum(one.counted for one in list(self._ledger) if one.booked_at > start)
+        used = sum(self._ledger.get(one, 0) for one in list(self._ledger) if one.booked_at > start)
         return self.max_tokens_per_minute - used
 
     def reserve(self, estimate: int, timeout: float | None = None) -> TokenReservation:
@@ -108,17 +108,18 @@ class TokenLimiter:
 
     def _try_book(self, booking: TokenReservation, caller: Caller) -> float:
         """Book and return 0 if there is room; else return the seconds until there is."""
-        now, limit, tokens = self._expire(), self.max_tokens_per_minute, booking.tokens
+        now, limit, tokens = time.monotonic(), self.max_tokens_per_minute, booking.tokens
+        while self._ledger and (oldest := next(iter(self._ledger))).booked_at <= now - WINDOW:
+            self._used -= self._ledger[oldest]
+            del self._ledger[oldest]
         has_room = self._used + min(tokens, limit) <= limit
-        frees_at = now if has_room else self._ledger[0].booked_at + WINDOW
+        frees_at = now if has_room else oldest.booked_at + WINDOW
         ready_at = math.inf if caller.ahead else max(frees_at, self._paused_until)
         if ready_at <= now:
-            self._book(now, booking)
+            self._book(booking, tokens)
             return 0.0
         if now >= caller.gives_up_at:
-            raise TokenLimitTimeoutError(
-                f"no room for {tokens} tokens within {round(caller.timeout, 3):g} s"
-            )
+            raise TokenLimitTimeoutError(caller.too_late(f"no room for {tokens} tokens"))
         return min(ready_at, caller.gives_up_at) - now
 
     def _settle(self, booking: TokenReservation, used: int) -> None:
@@ -126,9 +127,8 @@ class TokenLimiter:
             if booking.is_settled:
                 raise ValueError("this reservation is already settled: settle each one once")
             booking.is_settled = True
-            # Booked as of now: when the server booked it is unknown, but it was before now.
-            self._book(self._expire(), TokenReservation(used, self._settle))
-            self._free(booking)
+            # They count from now on: the server booked them at some time before now.
+            self._book(booking, used)
         self._line.wake_first()
 
     def observe(self, limits: Any) -> None:
@@ -142,7 +142,7 @@ class TokenLimiter:
             self._server_limit = limits.tokens_per_minute or self._server_limit
             if limits.remaining_tokens is not None:
                 others = max(0, self.available - max(0, limits.remaining_tokens))
-                self._book(self._expire(), TokenReservation(others, self._settle))
+                self._book(TokenReservation(others, self._settle), others)
         self._line.wake_first()
 
     def pause(self, seconds: float) -> None:
@@ -158,32 +158,21 @@ class TokenLimiter:
         limit, available = self.max_tokens_per_minute, self.available
         return f"TokenLimiter({limit}, available={available}, waiting={len(self._line.callers)})"
 
-    def _book(self, now: float, booking: TokenReservation) -> None:
-        booking.booked_at = now
-        self._used += booking.counted
-        self._ledger.append(booking)
-
-    def _expire(self) -> float:
-        """Free what was booked more than a minute ago. Return the time."""
-        now = time.monotonic()
-        while self._ledger and self._ledger[0].booked_at <= now - WINDOW:
-            self._free(self._ledger[0])
-            self._ledger.popleft()  # last, so that Ctrl-C before it leaves the sum right
-        return now
-
-    def _free(self, booking: TokenReservation) -> None:
-        self._used -= booking.counted
-        booking.counted = 0
+    def _book(self, booking: TokenReservation, tokens: int) -> None:
+        """From now on, count so many tokens for the booking, in place of those before."""
+        booking.booked_at = time.monotonic()
+        self._used += tokens - self._ledger.get(booking, 0)
+        self._ledger[booking] = tokens
+        self._ledger.move_to_end(booking)
 
 
 class TokenReservation:
     """Tokens booked for one call. ``waited`` is the seconds that ``reserve`` waited."""
 
-    waited, booked_at, is_settled = 0.0, math.inf, False
+    waited, booked_at, is_settled = 0.0, -math.inf, False
 
     def __init__(self, tokens: int, settle: Callable[[TokenReservation, int], None]) -> None:
-        self.tokens = self.counted = tokens  # reserved, and in the ledger
-        self._settle = settle
+        self.tokens, self._settle = tokens, settle
 
     def settle(self, used: int) -> None:
         """Replace the estimate with the tokens that the call used, more or fewer.
