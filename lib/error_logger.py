@@ -87,7 +87,6 @@ class ErrorLogger:
         self._counter = RequestCounter(alert_threshold, alert_window)
         self._redactor = Redactor(secrets)
         self._writer = LineWriter(self.path)
-        _instances.add(self)
 
     def log_request(
         self,
@@ -128,25 +127,8 @@ class ErrorLogger:
         """Return a consistent copy of the counts."""
         return self._counter.metrics()
 
-    def _renew_locks(self) -> None:
-        """Start with locks that nobody holds: a child process lacks the threads that held them."""
-        self._counter.renew_lock()
-        self._writer.renew_lock()
-
     def __repr__(self) -> str:
         return f"ErrorLogger({self.path!r}, dropped_records={self.dropped_records})"
-
-
-_instances: weakref.WeakSet[ErrorLogger] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for logger in _instances:
-        logger._renew_locks()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Fields(dict[str, Any]):
@@ -165,7 +147,7 @@ def _error_fields(error: BaseException) -> Fields:
 
 
 def _class_name(error: BaseException) -> str:
-    return error.__class__.__name__
+    return type(error).__name__
 
 
 def _safe_str(value: Any) -> str:
@@ -205,15 +187,12 @@ class RequestCounter:
         self._successful = 0
         self._failed = 0
         self._errors_by_type: dict[str, int] = {}
-        self.renew_lock()
-
-    def renew_lock(self) -> None:
-        """Start with a lock that nobody holds."""
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()  # a signal handler may log while its thread does
+        _instances.add(self)
 
     def count(self, success: bool, error: BaseException | None) -> float | None:
         """Count one request. Return the failure rate if it just rose above the threshold."""
-        with self._lock:
+        with self.lock:
             if success:
                 self._successful += 1
             else:
@@ -235,7 +214,7 @@ class RequestCounter:
 
     def metrics(self) -> Metrics:
         """Return a consistent copy of the counts."""
-        with self._lock:
+        with self.lock:
             total = self._successful + self._failed
             return {
                 "total_requests": total,
@@ -258,15 +237,12 @@ class LineWriter:
         self.dropped_records = 0
         self._path = path
         self._end = -1  # where our last line ended in the file; -1 if it was cut short
-        self.renew_lock()
-
-    def renew_lock(self) -> None:
-        """Start with a lock that nobody holds."""
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        _instances.add(self)
 
     def append(self, line: str) -> str:
         """Write the line. Return the reason if this is the first failure, otherwise ""."""
-        with self._lock:
+        with self.lock:
             problem = self._write(line.encode("ascii") + b"\n")
             if problem:
                 self.dropped_records += 1
@@ -301,6 +277,19 @@ class LineWriter:
         return False
 
 
+_instances: weakref.WeakSet[RequestCounter | LineWriter] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Renew the locks: the child lacks the threads that held them."""
+    for each in _instances:
+        each.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 # What is a secret: a list of names, and a table of texts.
 
 SECRET_NAMES = (
@@ -308,9 +297,14 @@ SECRET_NAMES = (
     "(?:api|access|private)[ _-]?key", "(?<![a-z])id[_-]?token",
     "(?:api|access|auth|bearer|refresh|security|session)[ _-]?token",
 )  # fmt: skip
-SECRET_FIELD = re.compile("|".join([*SECRET_NAMES, "^token$"]), re.IGNORECASE)
+SECRET_NAME = "|".join(SECRET_NAMES)
+SECRET_FIELD = re.compile(f"{SECRET_NAME}|^token$", re.IGNORECASE)
+SECRET_FIELD_OR_VALUE = re.compile(f"{SECRET_NAME}|^token$|^value$", re.IGNORECASE)
+SECRET_OPTION = re.compile(f"^-.*(?:{SECRET_NAME})", re.IGNORECASE)
+# Of OpenAI, Stripe, Google, GitHub, Hugging Face, GitLab and Slack.
+KEY_PREFIXES = ("sk-", "sk_", "aiza", "ghp_", "github_pat_", "hf_", "glpat-", "xox")
 
-NAME = rf"""(?:{"|".join(SECRET_NAMES)}|(?<=["'])token)[\w-]{{0,40}}"""
+NAME = rf"""(?:{SECRET_NAME}|(?<=["'])token)[\w-]{{0,40}}"""
 QUOTE = r"""\\*["']"""  # in JSON within JSON, backslashes come before a quote
 OPEN = r"""(?:b?\\*(?P<quote>["']))?"""
 WORD = r"""[^\s"'\\,;&)}\]]+"""
@@ -341,11 +335,7 @@ TEXTS_WITH_SECRETS = (
     TextWithSecret("?key={}", r"[?&](?:key|token|sig|signature)=", r"""[^\s"'&#]+"""),
     TextWithSecret("https://user:{}@host", r"://[^\s/:@]*:(?!\d+/)", r"(?:(?!://)\S)+(?=@)"),
     TextWithSecret("https://{}@host", r"://", r"(?:(?!://)[^\s/])+(?=@)"),
-    TextWithSecret("sk-proj-{}", r"\bsk[-_]", r"[\w-]{16,}"),  # OpenAI, Stripe
-    TextWithSecret("AIza{}", r"\bAIza", r"[\w-]{20,}"),  # Google
-    TextWithSecret("ghp_{}", r"\b(?:ghp|github_pat|hf)_", r"\w{20,}"),  # GitHub, Hugging Face
-    TextWithSecret("glpat-{}", r"\bglpat-", r"[\w-]{20,}"),  # GitLab
-    TextWithSecret("xoxb-{}", r"\bxox[a-z]-", r"[\w-]{10,}"),  # Slack
+    TextWithSecret("sk-proj-{}", rf"\b(?:{'|'.join(KEY_PREFIXES)})", r"[\w-]{16,}"),
     TextWithSecret("eyJ{}.eyJ{}.{}", r"(?<![\w-])eyJ", r"[\w-]+(?:\.[\w-]+)+"),  # JSON Web Token
     TextWithSecret(
         "-----BEGIN PRIVATE KEY-----\n{}",
@@ -360,7 +350,7 @@ PATTERNS = [
 # A lowercase text without any of these matches no pattern and is not the name of a secret.
 HINTS = (
     "key", "token", "pass", "secret", "authorization", "cookie", "credential", "bearer", "basic",
-    "sig", "://", "sk-", "sk_", "aiza", "ghp_", "github_pat_", "hf_", "glpat-", "xox", "eyj",
+    "sig", "://", "eyj", *KEY_PREFIXES,
 )  # fmt: skip
 
 REDACTED = "[redacted]"
@@ -369,9 +359,9 @@ OMITTED = "..."  # in place of a container within itself, or beyond the limits
 MAX_DEPTH = 8  # levels, with the record itself
 MAX_CONTAINERS = 1000  # in one record
 CONTAINERS = (Mapping, list, tuple, set, frozenset)
-NUMBERS = (int, float, type(None))
 
-_strictly_json = json.JSONEncoder(allow_nan=False).encode
+_to_json = json.JSONEncoder(default=str).encode
+_to_strict_json = json.JSONEncoder(allow_nan=False).encode
 
 
 class Redactor:
@@ -389,7 +379,7 @@ class Redactor:
     def to_json(self, value: Any) -> str:
         """Return the value as one line of ASCII JSON; anything that is not valid JSON is text."""
         try:
-            line = _strictly_json(value)
+            line = _to_strict_json(value)
             may_hold_a_secret = any(map(line.lower().__contains__, self._hints))
         except Exception:  # it is not JSON as it stands
             may_hold_a_secret = True
@@ -408,62 +398,59 @@ class _Copier:
 
     def __init__(self, redact: Callable[[str], str]) -> None:
         self._redact = redact
-        self._entered: list[int] = []  # the ids of the containers around the current value
         self._containers = 0
 
-    def copy(self, value: Any) -> Any:
+    def copy(
+        self, value: Any, secret_name: re.Match[str] | None = None, around: tuple[int, ...] = ()
+    ) -> Any:
+        """Copy a value that may have a secret's name, inside containers with the given IDs."""
         try:
-            if isinstance(value, str):
-                return self._redact(value)
-            if isinstance(value, CONTAINERS):
-                return self._copy_container(value)
-            if isinstance(value, NUMBERS):
-                with contextlib.suppress(ValueError):  # NaN
-                    return json.loads(_strictly_json(value))
-            return self._redact(str(value))
+            copied = self._copy(value, around)
         except Exception:
-            return UNREADABLE
+            copied = UNREADABLE
+        if secret_name and copied not in (None, False, True, ""):  # says only if there is one
+            return REDACTED
+        return copied
 
-    def _copy_container(self, value: Any) -> Any:
+    def _copy(self, value: Any, around: tuple[int, ...]) -> Any:
+        if isinstance(value, CONTAINERS):
+            return self._copy_container(value, around)
+        plain = json.loads(_to_json(value), parse_constant=str)  # NaN and objects become text
+        return self._redact(plain) if isinstance(plain, str) else plain
+
+    def _copy_container(self, value: Any, around: tuple[int, ...]) -> Any:
         self._containers += 1
-        too_much = len(self._entered) >= MAX_DEPTH or self._containers > MAX_CONTAINERS
-        if too_much or id(value) in self._entered:
+        too_much = len(around) >= MAX_DEPTH or self._containers > MAX_CONTAINERS
+        if too_much or id(value) in around:
             return OMITTED
         copy = self._copy_mapping if isinstance(value, Mapping) else self._copy_items
-        self._entered.append(id(value))
-        try:
-            return copy(value)
-        finally:
-            self._entered.pop()
+        return copy(value, (*around, id(value)))
 
-    def _copy_mapping(self, value: Mapping[Any, Any]) -> dict[str, Any]:
-        names_a_secret = "value" in value and any(map(_is_secret_name, value.values()))
-        redact_name = str if isinstance(value, Fields) else self._redact
+    def _copy_mapping(self, mapping: Mapping[Any, Any], around: tuple[int, ...]) -> dict[str, Any]:
+        """Copy a mapping; in ``{"name": "api_key", "value": x}``, x is a secret."""
+        names_a_secret = any(map(SECRET_FIELD.search, map(_as_name, mapping.values())))
+        secret = SECRET_FIELD_OR_VALUE if names_a_secret else SECRET_FIELD
+        redact_name = str if isinstance(mapping, Fields) else self._redact
         copied = {}
-        for key, item in value.items():
-            name, cleaned = _safe_str(key), self.copy(item)
-            if SECRET_FIELD.search(name) or (names_a_secret and name == "value"):
-                cleaned = _hide(cleaned)
-            copied[redact_name(name)] = cleaned
+        for key, item in mapping.items():
+            name = _safe_str(key)
+            copied[redact_name(name)] = self.copy(item, secret.search(name), around)
         return copied
 
-    def _copy_items(self, value: Iterable[Any]) -> list[Any]:
+    def _copy_items(self, items: Iterable[Any], around: tuple[int, ...]) -> list[Any]:
         """Copy a sequence; in ``("api_key", x)`` and ``["--api-key", x]``, x is a secret."""
-        items = list(value)
-        copied = [self.copy(item) for item in items]
-        for number, name in enumerate(items[:-1], 1):
-            if _is_secret_name(name) and (len(items) == 2 or name[0] == "-"):
-                copied[number] = _hide(copied[number])
-        return copied
+        items = list(items)
+        secret = SECRET_FIELD if len(items) == 2 else SECRET_OPTION
+        names = ["", *map(_as_name, items)]  # what stands before each item
+        return [
+            self.copy(item, secret.search(name), around)
+            for name, item in zip(names, items, strict=False)
+        ]
 
 
-def _is_secret_name(value: Any) -> bool:
-    return isinstance(value, (str, bytes)) and bool(SECRET_FIELD.search(_safe_str(value[:60])))
-
-
-def _hide(value: Any) -> Any:
-    """Redact a secret, but not a value that says only whether there is one."""
-    return value if value in (None, False, True, "") else REDACTED
+def _as_name(value: Any) -> str:
+    """Return a text that may name a secret: a longer one is prose."""
+    return _safe_str(value[:60]) if isinstance(value, (str, bytes)) else ""
 
 
 def _checked(secrets: Iterable[str]) -> list[str]:
