@@ -25,8 +25,8 @@ classes, so it imports none of them. `make bench-sdks` checks it with the real o
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
+import operator
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -45,14 +45,14 @@ class Facts(NamedTuple):
     status_code: int | None = None
 
 
-UNKNOWN = Facts(retryable=False)  # a member of a group that says nothing
+UNKNOWN = Facts(retryable=False)
 
-# If an error's class, or one of its base classes, has one of these names, the name is enough.
-SHAPES: tuple[tuple[Facts, set[str]], ...] = (
-    (Facts(retryable=False), {  # the URL is wrong: nothing was sent
+# If an error's class, or the nearest of its base classes, has one of these names, that is enough.
+KNOWN_CLASSES: dict[str, Facts] = {
+    **dict.fromkeys((  # the URL is wrong: nothing was sent
         "InvalidURL", "InvalidSchema", "MissingSchema", "LocationParseError", "UnsupportedProtocol",
-    }),
-    (Facts(retryable=True), {  # a timeout, or a connection that failed or was lost
+    ), Facts(retryable=False)),
+    **dict.fromkeys((  # a timeout, or a connection that failed or was lost
         "TimeoutError", "ConnectionError",  # Python, asyncio, requests, urllib3
         "Timeout", "ChunkedEncodingError",  # requests, litellm
         "ProtocolError", "NewConnectionError", "MaxRetryError",  # urllib3
@@ -60,19 +60,19 @@ SHAPES: tuple[tuple[Facts, set[str]], ...] = (
         "ClientConnectionError", "ClientPayloadError",  # aiohttp
         "APIConnectionError", "APITimeoutError",  # openai, anthropic, litellm, langchain-openai
         "ModelConnectionError", "ModelTimeoutError",  # pydantic-ai
-    }),
-)  # fmt: skip
+    ), Facts(retryable=True)),
+}  # fmt: skip
 
 # Where the other errors keep their facts. A dot leads from one attribute to the next.
 STATUS = ("status_code", "status", "response.status_code")
 HEADERS = ("response.headers", "headers", "litellm_response_headers")
-QUOTA = ("body", "message", "response.text")  # the text that the server sent
+BODY = ("body", "message", "response.text")
 
 HTTP_STATUSES = range(100, 600)
 RETRYABLE_STATUSES = {408, 409, 429, *range(500, 600)}
+LIMIT_HEADERS = ("x-ratelimit-limit-req-minute", "x-ratelimit-limit-tokens-minute")
 USED_UP = re.compile(r"""["']insufficient_quota["']""")
 NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
-MAX_DEPTH = 10  # of errors that were raised from each other, and of groups in groups
 
 
 def mark(error: E) -> E:
@@ -80,16 +80,10 @@ def mark(error: E) -> E:
 
     ``retry_after`` is in seconds. A status that a library invented for a timeout or a lost
     connection becomes None. An error of no known shape is left as it is. An exception group is
-    retryable if all of its members are.
+    retryable if all of its members are. Raises nothing, whatever the error's attributes do.
     """
-    facts = _facts_of(error)
-    if facts is None:
-        return error
-    is_foreign = not hasattr(error, "retryable")
-    for name, value in facts._asdict().items():
-        if _get(error, name) is None or (is_foreign and name == "status_code"):
-            with contextlib.suppress(Exception):  # a class may forbid it
-                setattr(error, name, value)
+    with contextlib.suppress(Exception):  # also a RecursionError: an error may be its own cause
+        _add_missing(_facts_of(error), error)
     return error
 
 
@@ -103,29 +97,36 @@ def marked() -> Iterator[None]:
         raise
 
 
-def _facts_of(error: BaseException | None, depth: int = 0) -> Facts | None:
-    """Return the facts of the error or, if it has none, of the error that caused it."""
-    if error is None or depth > MAX_DEPTH:
-        return None
-    members = _get(error, "exceptions")
-    if members and isinstance(members, (list, tuple)):
-        return _facts_of_all([_facts_of(member, depth + 1) or UNKNOWN for member in members])
-    names = {cls.__name__ for cls in type(error).__mro__}
-    for facts, shape in SHAPES:
-        if names & shape:
-            return facts
+def _add_missing(facts: Facts, error: BaseException) -> None:
+    if facts is UNKNOWN:
+        return
+    is_foreign = _get(error, "retryable") is None
+    for name, value in facts._asdict().items():
+        if _get(error, name) is None or (is_foreign and name == "status_code"):
+            with contextlib.suppress(Exception):  # a class may forbid it
+                setattr(error, name, value)
+
+
+def _facts_of(error: BaseException) -> Facts:
+    """Return the facts of the error or, if it has none, of its members or its cause."""
+    for cls in type(error).__mro__:
+        if cls.__name__ in KNOWN_CLASSES:
+            return KNOWN_CLASSES[cls.__name__]
     status = next(filter(HTTP_STATUSES.__contains__, _values(error, STATUS)), None)
-    if status is None:
-        return _facts_of(_get(error, "__cause__"), depth + 1)
-    headers = _headers(error)
-    return Facts(_may_succeed_later(error, status, headers), _retry_after(headers), status)
+    if status is not None:
+        headers = _headers(error)
+        return Facts(_may_succeed_later(error, status, headers), _retry_after(headers), status)
+    members = _get(error, "exceptions")
+    if members:
+        return _facts_of_all([_facts_of(member) for member in members])
+    return UNKNOWN if error.__cause__ is None else _facts_of(error.__cause__)
 
 
 def _facts_of_all(members: list[Facts]) -> Facts:
     """Return what a group of errors says: the longest wait, and the worst status."""
     retryable, waits, statuses = zip(*members, strict=True)
-    wait, status = (max(filter(None, values), default=None) for values in (waits, statuses))
-    return Facts(all(retryable), wait, status)
+    wait = max(filter(None, waits), default=None)
+    return Facts(all(retryable), wait, max(filter(None, statuses), default=None))
 
 
 def _may_succeed_later(error: BaseException, status: int, headers: Mapping[str, str]) -> bool:
@@ -138,9 +139,8 @@ def _may_succeed_later(error: BaseException, status: int, headers: Mapping[str, 
 
 def _quota_is_used_up(error: BaseException, headers: Mapping[str, str]) -> bool:
     """Return whether a 429 is permanent: the limit is zero, or the quota is used up."""
-    if headers.get("x-ratelimit-limit-req-minute") == "0":
-        return True
-    return any(USED_UP.search(str(value)) for value in _values(error, QUOTA))
+    body = " ".join(map(str, _values(error, BODY)))
+    return "0" in map(headers.get, LIMIT_HEADERS) or bool(USED_UP.search(body))
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -174,11 +174,14 @@ def _headers(error: BaseException) -> dict[str, str]:
 
 def _values(error: BaseException, paths: tuple[str, ...]) -> list[Any]:
     """Return what the error has at these paths; what it does not have is left out."""
-    found = (functools.reduce(_get, path.split("."), error) for path in paths)
-    return [value for value in found if value is not None]
+    found = []
+    for path in paths:
+        with contextlib.suppress(Exception):  # httpx: a streamed response may have no text yet
+            found.append(operator.attrgetter(path)(error))
+    return found
 
 
-def _get(source: Any, name: str) -> Any:
+def _get(error: BaseException, name: str) -> Any:
     """Return an attribute, or None if there is none or its property fails."""
-    with contextlib.suppress(Exception):  # httpx: a streamed response may have no text yet
-        return getattr(source, name, None)
+    with contextlib.suppress(Exception):
+        return getattr(error, name, None)

@@ -182,6 +182,7 @@ class TestQuota:
             {"message": "Error code: 429 - {'error': {'type': 'insufficient_quota'}}"},
             {"response": response(429, '{"code":"insufficient_quota"}')},
             {"response": response(429, x_ratelimit_limit_req_minute="0")},
+            {"response": response(429, x_ratelimit_limit_tokens_minute="0")},
         ],
         ids=str,
     )
@@ -268,20 +269,28 @@ class TestMark:
         class UnhelpfulError(Exception):
             status = 503
 
-            @property
-            def response(self) -> Any:
-                raise RuntimeError("the response has not been read")
+            def fail(self, *value: object) -> Any:
+                raise RuntimeError("not now")
 
-            def __setattr__(self, name: str, value: object) -> None:
-                raise AttributeError("read-only")
+            response = retryable = property(fail)
+            __setattr__ = __str__ = __repr__ = fail
 
-        assert facts(mark(UnhelpfulError())) == ("-", "-", "-")
-        cyclic = an_error()
-        cyclic.__cause__ = cyclic
-        vars(cyclic)["headers"] = {"Retry-After": "2"}
-        assert facts(mark(cyclic)) == ("-", "-", "-")
-        vars(cyclic)["exceptions"] = (cyclic, "no error")
-        mark(cyclic)
+        for error in (UnhelpfulError(), an_error(status=429, body=UnhelpfulError())):
+            assert mark(error) is error
+
+    def test_attribute_that_cannot_be_set(self) -> None:
+        class ReadOnlyError(Exception):
+            status = 503
+            retry_after = property(lambda self: None)
+
+        assert facts(mark(ReadOnlyError())) == (True, None, 503)
+
+    def test_cycle(self) -> None:
+        error = an_error()
+        error.__cause__ = error
+        assert facts(mark(error)) == ("-", "-", "-")
+        vars(error)["exceptions"] = (error, "no error")
+        assert facts(mark(error)) == ("-", "-", "-")
 
     def test_unreadable_headers(self) -> None:
         assert facts(mark(an_error(status=503, headers="none"))) == (True, None, 503)
