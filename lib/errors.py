@@ -37,8 +37,8 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta, timezone
-from email.utils import parsedate_tz
+from datetime import timezone
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, ClassVar, NamedTuple
 
@@ -346,6 +346,7 @@ MESSAGE_FIELDS = (
 )  # fmt: skip
 STATUS_FIELDS = ("raw_status_code", "http_status_code", "status_code", "status", "code")
 LIMIT_HEADERS = ("x-ratelimit-limit-req-minute", "x-ratelimit-limit-tokens-minute")
+_ERROR_STATUS = re.compile("[45][0-9][0-9]")
 _PLAIN_TEXT = re.compile(r"[\d\s]*[^\W\d_]")  # not HTML, JSON that was cut off, or binary data
 
 
@@ -358,10 +359,8 @@ def error_from_response(status_code: int, headers: Mapping[str, str], body: str)
     """
     message, facts = _read_body(body)
     named = ERRORS_BY_CODE.get(facts.get("code"), ERRORS_BY_CODE.get(facts.get("type")))
-    statuses = [facts.get(name, "") for name in STATUS_FIELDS]
-    status = next(
-        (int(each) for each in statuses if re.fullmatch("[45][0-9][0-9]", each)), status_code
-    )
+    texts = [facts.get(name, "") for name in STATUS_FIELDS]
+    status = int(next(filter(_ERROR_STATUS.fullmatch, texts), status_code))
     if status == 500 and named:
         status = named.status or 500
     return _error_class(status, named, headers)(
@@ -481,10 +480,7 @@ def parse_retry_after(value: str | None, now: float | None = None) -> float | No
 def _timestamp(date: str) -> float:
     """Return an HTTP date in seconds since the epoch, or NaN if the text is not a date."""
     try:
-        parsed = parsedate_tz(date)
-        if parsed is None:
-            return math.nan
-        zone = timezone(timedelta(seconds=parsed[9] or 0))
-        return datetime(*parsed[:6], tzinfo=zone).timestamp()
+        parsed = parsedate_to_datetime(date)
+        return parsed.replace(tzinfo=parsed.tzinfo or timezone.utc).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return math.nan
