@@ -36,7 +36,6 @@ class HTTPServer(ThreadingTCPServer):
 
     allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
     request_queue_size = 128
-    read_timeout = 10.0  # seconds; a connection that is silent for longer is closed
 
     def __init__(self, port: int, respond: Respond, request_id_header: str) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -87,7 +86,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.connection.settimeout(self.server.read_timeout)
         self.server.opened(self.connection)
 
     def do_POST(self) -> None:
