@@ -104,6 +104,24 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     return run
 
 
+RunMain = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunMain:
+    """Call the ``main`` of a command in this process, with arguments."""
+
+    def run(main: Callable[[], int], *arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        try:
+            code = main()
+        except SystemExit as error:
+            code = int(error.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
 Commands = Callable[[str], Outcome]
 
 

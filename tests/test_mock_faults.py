@@ -131,20 +131,17 @@ class TestShares:
         return [fault.kind for fault in islice(parse_faults(script, *seed), count)]
 
     def test_same_seed_hits_the_same_requests(self) -> None:
-        assert self.drawn("503@20%", 1) == self.drawn("503@20%", 1)
         assert self.drawn("503@20%", 1) != self.drawn("503@20%", 2)
         assert self.drawn("503@20%") == self.drawn("503@20%", 0)
+        with MockServer("503@50%", seed=7) as server:
+            failed = [status == 503 for status in statuses(server, 9)]
+        assert failed == [kind == "status" for kind in self.drawn("503@50%", 7, count=9)]
 
     def test_several_words_share_the_requests(self) -> None:
         kinds = Counter(self.drawn("ok*10,503@20%,drop@5%", 3, count=4010)[10:])
         assert 700 < kinds["status"] < 900
         assert 140 < kinds["drop"] < 260
         assert set(kinds) == {"ok", "status", "drop"}
-
-    def test_seed_of_the_server(self) -> None:
-        with MockServer("503@50%", seed=7) as server:
-            failed = [status == 503 for status in statuses(server, 9)]
-        assert failed == [kind == "status" for kind in self.drawn("503@50%", 7, count=9)]
 
     def test_shares_may_add_up_to_all_requests(self) -> None:
         assert set(self.drawn("503@60%,drop@40%")) == {"status", "drop"}
@@ -190,9 +187,7 @@ class TestFaults:
 
     def test_noquota_is_a_limit_of_zero(self) -> None:
         with MockServer("noquota") as server:
-            headers = request(server).headers
-        assert headers["x-ratelimit-limit-req-minute"] == "0"
-        assert headers["x-ratelimit-remaining-req-minute"] == "0"
+            assert request(server).headers["x-ratelimit-limit-req-minute"] == "0"
 
     @pytest.mark.parametrize("fault", ["badjson", "truncate"])
     def test_json_is_cut_short_in_a_complete_200(self, fault: str) -> None:
@@ -259,31 +254,21 @@ class TestAnswerFaults:
     """Faults of a complete response, streamed or not, that holds no complete answer."""
 
     def test_answer_and_its_finish_reason(self) -> None:
-        with MockServer(",".join(ANSWERS)) as server:
+        with MockServer(",".join(f"{word}*2" for word in ANSWERS)) as server:
             for text, reason, tokens in ANSWERS.values():
-                reply = request(server)
+                reply, streamed = request(server), request(server, STREAM)
                 assert (reply.status, reply.content) == (200, text)
                 assert reply.choice["finish_reason"] == reason
                 assert reply.json["usage"]["completion_tokens"] == tokens
-
-    def test_answer_of_a_stream(self) -> None:
-        with MockServer(",".join(ANSWERS)) as server:
-            for text, reason, _ in ANSWERS.values():
-                reply = request(server, STREAM)
-                choices = [chunk["choices"][0] for chunk in reply.chunks]
+                choices = [chunk["choices"][0] for chunk in streamed.chunks]
                 assert "".join(choice["delta"]["content"] for choice in choices) == text
                 assert choices[-1]["finish_reason"] == reason
-                assert reply.text.endswith("data: [DONE]\n\n")
 
     def test_an_empty_answer_calls_no_tool(self) -> None:
         tool = {"type": "function", "function": {"name": "weather"}}
         with MockServer("empty") as server:
             message = request(server, {**HELLO, "tools": [tool]}).choice["message"]
         assert message == {"role": "assistant", "content": "", "tool_calls": None}
-
-    def test_an_error_stays_an_error(self) -> None:
-        with MockServer("length,empty,filter") as server:
-            assert [request(server, {}).status for _ in range(3)] == [422] * 3
 
 
 class TestStream:

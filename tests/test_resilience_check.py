@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from check_clients import MUTANTS, RIGHT, SOAK, RightClient
-from conftest import Commands
+from conftest import Commands, RunMain
 from lib.client import MistralClient
 from lib.errors import AuthenticationError
 from lib.resilience_check import RULES, CheckError, check, check_command, runs
@@ -119,19 +119,12 @@ class TestCommandLine:
 
     @pytest.fixture
     def check_program(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, monkeypatch: pytest.MonkeyPatch, run_main: RunMain
     ) -> Callable[..., Outcome]:
-        def check_program(
-            *arguments: str, rules: Sequence[Rule] = FAST, program: str = ""
-        ) -> Outcome:
-            command = ("--", sys.executable, "-X", "utf8", "-c", program) if program else ()
-            monkeypatch.setattr(sys, "argv", ["resilience_check", *arguments, *command])
+        def check_program(*options: str, rules: Sequence[Rule] = FAST, program: str) -> Outcome:
             monkeypatch.setattr(command_line, "RULES", rules)
-            try:
-                code = command_line.main()
-            except SystemExit as error:
-                code = int(error.code or 0)
-            return Outcome(code, *capsys.readouterr())
+            command = (sys.executable, "-X", "utf8", "-c", program)
+            return run_main(command_line.main, *options, "--", *command)
 
         return check_program
 
@@ -192,9 +185,9 @@ class TestCommandLine:
         ],
     )
     def test_wrong_usage_is_one_sentence_and_exit_2(
-        self, arguments: tuple[str, ...], message: str, check_program: Callable[..., Outcome]
+        self, arguments: tuple[str, ...], message: str, run_main: RunMain
     ) -> None:
-        code, _, err = check_program(*arguments)
+        code, _, err = run_main(command_line.main, *arguments)
         assert code == 2
         assert message in err.splitlines()[-1]
 

@@ -94,7 +94,7 @@ class Runner:
         while not program.wait(0.02) and time.monotonic() < deadline:
             if self._cancelled.is_set():
                 return
-            if server.log and not has_begun.is_set():
+            if server.log:
                 deadline = server.log[0].arrived + self._patience
                 has_begun.set()
 
