@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from typing import Any, NamedTuple
 
 from ..mock_server import LoggedRequest, MockServer
@@ -63,13 +63,16 @@ class Runner:
         Each starts when the one before has sent a request: starting a program takes a lot of
         CPU time, which would disturb the waits of the others.
         """
-        with ThreadPoolExecutor(callers) as pool:
+        with futures.ThreadPoolExecutor(callers) as pool:
             try:
                 running = []
                 for _ in range(callers):
                     has_begun = threading.Event()
                     running.append(pool.submit(self._run, faults, has_begun))
-                    has_begun.wait()
+                    while not has_begun.wait(0.1):
+                        pass  # in steps, because a Ctrl-C may not end a wait
+                while futures.wait(running, 0.1).not_done:
+                    pass
                 return [each.result() for each in running]
             except BaseException:
                 self._cancelled.set()
