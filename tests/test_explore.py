@@ -115,15 +115,22 @@ class TestExplore:
         assert explore_counter(counters, "deadlock", "in_reverse")
         assert explore_counter(counters, "add_with_lock", "add_with_lock") is None
 
-    def test_loop_does_not_multiply_the_runs(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("threads", "most"),
+        [
+            (1, 2),  # it is not interrupted: no other thread can run
+            (2, 50),  # an instruction in a loop is interrupted a few times, not a thousand
+        ],
+    )
+    def test_number_of_runs(self, threads: int, most: int, tmp_path: Path) -> None:
         solution = load(tmp_path, "def loop():\n    for _ in range(1000):\n        len([])\n")
         runs = []
 
         def scenario(run: RunThreads) -> None:
-            runs.append(run(solution.loop))
+            runs.append(run(*[solution.loop] * threads))
 
         assert rules.explore(solution, scenario) is None
-        assert len(runs) < 50
+        assert len(runs) <= most
 
     @pytest.mark.parametrize("method", ["get_with_loop", "get_without_loop"])
     def test_condition_waited_for_without_a_loop_is_found(

@@ -83,7 +83,10 @@ def _orders_and_threads(kinds: Sequence[int]) -> Iterator[tuple[Sequence[int], i
 def _interrupted_runs(
     scheduler: Scheduler, order: Sequence[int], thread: int
 ) -> Iterator[RunThreads]:
-    """Yield a run for each instruction of the thread, which stops the thread before it."""
+    """Yield a run for each instruction of the thread, which stops the thread before it.
+
+    While no other thread can run, there is nothing to interrupt for.
+    """
     for instruction in itertools.count(1):
         interruption = _Interruption(scheduler, thread, instruction)
         yield functools.partial(scheduler.run, order=order, on_start=interruption.trace)
@@ -118,7 +121,7 @@ class _Interruption:
         return self._trace
 
     def _is_the_one(self, code: CodeType, offset: int) -> bool:
-        if self.happened or offset not in _shared_instructions(code):
+        if offset not in _shared_instructions(code) or not self._scheduler.others_are_ready:
             return False
         self._visits[id(code), offset] += 1
         if self._visits[id(code), offset] <= MAX_VISITS:

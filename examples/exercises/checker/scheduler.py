@@ -40,7 +40,7 @@ class _Thread:
     waits_at: str = ""
     deadline: float = math.inf
     timed_out: bool = False
-    ctrl_c: bool = False
+    error: BaseException | None = None  # what its wait raises
 
     def __post_init__(self) -> None:
         self.baton = _thread.allocate_lock()
@@ -59,11 +59,10 @@ class Scheduler:
         self.wall_clock = EPOCH
         self._now = 1000.0  # virtual seconds
         self._main = self._current = _Thread("the call", lambda: None)
+        self._unfinished: list[_Thread] = []
         self._ready: list[_Thread] = []
+        self._stopped: list[_Thread] = []  # run when no other thread is ready
         self._waiting: list[_Thread] = []
-        self._unfinished: set[_Thread] = set()
-        self._stopped: _Thread | None = None
-        self._deadlock: DeadlockError | None = None
 
     def run(
         self,
@@ -79,7 +78,7 @@ class Scheduler:
         """
         threads = [_Thread(f"thread {n}", action) for n, action in enumerate(actions, 1)]
         self.log = []
-        self._unfinished = set(threads)
+        self._unfinished = threads.copy()
         for number in order or range(len(threads)):
             self._ready.append(threads[number])
             # Not threading.Thread, whose start() waits for the thread: thousands are started.
@@ -99,7 +98,8 @@ class Scheduler:
         except BaseException as error:
             thread.outcome = error
         settrace(None)
-        self._log(f"{thread.name} ran to its end")
+        if not self._main.error:  # no deadlock
+            self.log.append(f"{thread.name} ran to its end")
         self._unfinished.remove(thread)
         if not self._unfinished:
             self.wake(self)
@@ -108,40 +108,41 @@ class Scheduler:
     def wait(self, what: object, timeout: float = math.inf) -> bool:
         """Let other threads run until ``wake(what)``; return False if the timeout came first."""
         me = self._current
-        if not self._deadlock:
-            me.waits_for, me.deadline, me.timed_out = what, self._now + timeout, False
-            me.waits_at = self.place(sys._getframe())
-            self._waiting.append(me)
-            if me is not self._main:
-                self._log(f"{me.name} ran until it waited at {me.waits_at}")
-            self._pass_on()
-            me.baton.acquire()
-        if self._deadlock:
-            self._raise_deadlock(me)
-        if me.ctrl_c:
-            me.ctrl_c = False
-            raise KeyboardInterrupt
+        me.waits_for, me.deadline = what, self._now + timeout
+        me.timed_out, me.error = False, None
+        me.waits_at = self.place(sys._getframe())
+        self._waiting.append(me)
+        if me is not self._main:
+            self.log.append(f"{me.name} ran until it waited at {me.waits_at}")
+        self._pass_on()
+        me.baton.acquire()
+        if me.error:
+            raise me.error
         return not me.timed_out
 
     def wake(self, what: object) -> None:
         """Make every thread ready that waits for ``what``."""
-        for thread in [thread for thread in self._waiting if thread.waits_for is what]:
-            self._make_ready(thread)
+        for thread in self._waiting.copy():
+            if thread.waits_for is what:
+                self._make_ready(thread)
 
     def press_ctrl_c(self) -> None:
         """Raise KeyboardInterrupt in every thread that waits."""
-        for thread in [thread for thread in self._waiting if thread is not self._main]:
-            thread.ctrl_c = True
-            self._make_ready(thread)
+        threads = [thread for thread in self._waiting if thread is not self._main]
+        self._interrupt(threads, KeyboardInterrupt())
+
+    @property
+    def others_are_ready(self) -> bool:
+        """Return True if a thread could run in place of the current one."""
+        return bool(self._ready)
 
     def let_others_run(self) -> None:
         """Stop the current thread until all others have ended or wait."""
-        me = self._stopped = self._current
-        self._log(f"{me.name} was interrupted at {self.place(sys._getframe())}")
-        self._ready.append(me)
+        me = self._current
+        self.log.append(f"{me.name} was interrupted at {self.place(sys._getframe())}")
+        self._stopped.append(me)
         self._pass_on()
         me.baton.acquire()
-        self._stopped = None
 
     def look_at_clock(self) -> float:
         """Return the virtual time in seconds."""
@@ -167,42 +168,35 @@ class Scheduler:
         self._waiting.remove(thread)
         self._ready.append(thread)
 
+    def _interrupt(self, threads: list[_Thread], error: BaseException) -> None:
+        for thread in threads:
+            thread.error = error
+            self._make_ready(thread)
+
     def _pass_on(self) -> None:
         """Give the baton to the thread that has been ready longest; the stopped one comes last."""
         if not self._ready:
+            self._ready, self._stopped = self._stopped, []
+        if not self._ready:
             self._pass_time()
-        others = [thread for thread in self._ready if thread is not self._stopped]
-        self._current = (others or self._ready)[0]
-        self._ready.remove(self._current)
+        self._current = self._ready.pop(0)
         self._current.baton.release()
 
     def _pass_time(self) -> None:
-        """Let the clock jump to the earliest deadline, or wake all with a DeadlockError."""
+        """Let the clock jump to the earliest deadline, or end a deadlock."""
         first = min(thread.deadline for thread in self._waiting)
         if first == math.inf:
-            self._declare_deadlock()
+            self._end_deadlock()
             return
-        same_moment = [each for each in self._waiting if each.deadline <= first + MOMENT]
-        for thread in sorted(same_moment, key=lambda thread: thread.deadline):
-            self._now = max(self._now, thread.deadline)
-            thread.timed_out = True
-            self._make_ready(thread)
+        for thread in sorted(self._waiting, key=lambda thread: thread.deadline):
+            if thread.deadline <= first + MOMENT:
+                self._now = max(self._now, thread.deadline)
+                thread.timed_out = True
+                self._make_ready(thread)
 
-    def _declare_deadlock(self) -> None:
-        threads = [thread for thread in self._waiting if thread is not self._main]
-        stuck = sorted(threads, key=lambda thread: thread.name) or [self._main]
+    def _end_deadlock(self) -> None:
+        """Raise a DeadlockError in each thread; the main one raises it when they have ended."""
+        stuck = self._unfinished or [self._main]
         places = [f"{thread.name} waits forever at {thread.waits_at}" for thread in stuck]
-        self._deadlock = DeadlockError("deadlock: " + "; ".join(places))
-        for thread in stuck:
-            self.wake(thread.waits_for)
-
-    def _raise_deadlock(self, me: _Thread) -> None:
-        error = self._deadlock
-        if me is self._main:
-            self._deadlock = None
-        assert error
-        raise error
-
-    def _log(self, event: str) -> None:
-        if not self._deadlock:
-            self.log.append(event)
+        self._main.error = DeadlockError("deadlock: " + "; ".join(places))
+        self._interrupt(stuck, self._main.error)
