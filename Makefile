@@ -85,7 +85,7 @@ simulate: $(READY)
 	@$(BIN)/python examples/simulations $(ARGS)
 
 soak: $(READY) $(MANY)/installed
-	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py tests/test_exercises.py tests/test_resilience_check.py tests/test_simulations.py tests/test_transport.py -k "Soak or Fuzz or breaks_no_other or ResilienceRules or draws_all"
+	@SOAK_CALLS=5000 $(BIN)/python -m pytest -v tests/test_soak.py tests/test_exercises.py tests/test_resilience_check.py tests/test_simulations.py tests/test_transport.py -k "Soak or Fuzz or breaks_no_other or solution_is_accepted or ResilienceRules or draws_all"
 	@SOAK_CALLS=5000 $(MANY_BIN)/python -m pytest -v tests/shared -k soak
 
 bench: $(BENCH)/installed
