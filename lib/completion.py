@@ -104,10 +104,10 @@ class StreamedAnswer:
 
     def __init__(self) -> None:
         self.finish_reason = ""
-        self.tool_calls: list[Fields] = []
         self.usage: Usage | None = None
         self.size = 0
-        self._latest_calls: dict[int, Fields] = {}  # by index
+        self._tool_calls: dict[tuple[int, str], Fields] = {}  # by index and ID
+        self._latest_ids: dict[int, str] = {}  # by index
         # An event may end between the two halves of a character (a surrogate pair).
         self._decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
 
@@ -117,7 +117,7 @@ class StreamedAnswer:
         delta = _field(choice, "delta", _field(choice, "message", NOTHING))
         for piece in _objects(delta, "tool_calls"):
             self._add_to_tool_call(piece)
-        self.finish_reason = _field(choice, "finish_reason", "") or self.finish_reason
+        self.finish_reason = _latest(choice, "finish_reason", self.finish_reason)
         self.usage = _usage(event) or self.usage
         text = _text(delta)
         self.size += len(text)
@@ -127,18 +127,21 @@ class StreamedAnswer:
         """Return the text that is left: a replacement character for half a character, or ""."""
         return self._decoder.decode(b"", final=True)
 
+    @property
+    def tool_calls(self) -> list[Fields]:
+        """The tool calls so far, in the order in which they began."""
+        return list(self._tool_calls.values())
+
     def _add_to_tool_call(self, piece: Fields) -> None:
-        """Add a piece to the call with its index, or begin a call if the piece has a new ID."""
-        index, call_id = _field(piece, "index", 0), _field(piece, "id", "")
-        call = self._latest_calls.get(index)
-        if call is None or call_id not in ("", call["id"]):
-            function = {"name": "", "arguments": ""}
-            call = {"id": call_id, "type": "function", "function": function}
-            self._latest_calls[index] = call
-            self.tool_calls.append(call)
-        function, more = call["function"], _field(piece, "function", NOTHING)
+        """Add a piece to the call with its index and ID; without an ID, to the latest one."""
+        index = _field(piece, "index", 0)
+        call_id = _latest(piece, "id", self._latest_ids.get(index, ""))
+        self._latest_ids[index] = call_id
+        nothing = {"id": call_id, "type": "function", "function": {"name": "", "arguments": ""}}
+        function = self._tool_calls.setdefault((index, call_id), nothing)["function"]
+        more = _field(piece, "function", NOTHING)
         arguments = _field(more, "arguments", "")
-        function["name"] = function["name"] or _field(more, "name", "")
+        function["name"] = _latest(more, "name", function["name"])
         function["arguments"] += arguments
         self.size += len(arguments)
 
@@ -219,6 +222,11 @@ def _field(content: Any, name: str, default: T) -> T:
     """Return a field of a JSON object, or the default if there is none of the default's type."""
     value = _as_object(content).get(name)
     return value if isinstance(value, type(default)) else default
+
+
+def _latest(content: Fields, name: str, before: str) -> str:
+    """Return a field's text, or the text before if this event does not have any."""
+    return _field(content, name, "") or before
 
 
 def _objects(content: Fields, name: str) -> list[Fields]:
