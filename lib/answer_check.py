@@ -40,9 +40,6 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 C = TypeVar("C")
 T = TypeVar("T")
 
-CUT_OFF = {"length", "model_length", "max_tokens"}  # "model_length": the model's whole context
-FILTERED = {"content_filter"}
-FAILED = {"error"}
 MAX_PROBLEM_LENGTH = 500  # characters
 
 
@@ -53,12 +50,10 @@ def check_answer(completion: C) -> C:
     completion.
     """
     answer = _read(completion)
-    if answer.finish_reason in CUT_OFF:
-        raise TruncatedAnswerError(answer.text)
-    if answer.finish_reason in FILTERED or answer.is_refused:
+    if answer.finish_reason in FINISH_REASONS:
+        raise FINISH_REASONS[answer.finish_reason](answer.text)
+    if answer.is_refused:
         raise FilteredAnswerError(answer.text)
-    if answer.finish_reason in FAILED:
-        raise AnswerError(answer.text)
     if not answer.text.strip() and not answer.calls_tools:
         raise EmptyAnswerError(answer.text)
     return completion
@@ -145,6 +140,16 @@ class FilteredAnswerError(AnswerError):
     message = "the answer was withheld by a content filter: change the prompt"
 
 
+# Any other finish reason ends a whole answer.
+FINISH_REASONS: dict[str | None, type[AnswerError]] = {
+    "length": TruncatedAnswerError,
+    "max_tokens": TruncatedAnswerError,
+    "model_length": TruncatedAnswerError,  # the model's whole context is used
+    "content_filter": FilteredAnswerError,
+    "error": AnswerError,
+}
+
+
 class InvalidAnswerError(AnswerError):
     """The answer is not JSON, or not the JSON that was asked for; ``problem`` says why."""
 
@@ -178,10 +183,8 @@ class _Answer(NamedTuple):
 
 def _read(completion: Any) -> _Answer:
     if hasattr(completion, "choices"):  # of an SDK
-        if not completion.choices:
-            return _Answer("", None, calls_tools=False, is_refused=False)
-        choice = completion.choices[0]  # some gateways send one without a message
-        message = getattr(choice, "message", None)
+        choice = (completion.choices or [None])[0]
+        message = getattr(choice, "message", None)  # some gateways send none
     elif hasattr(completion, "content"):  # of our client
         choice = message = completion
     else:
