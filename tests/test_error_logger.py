@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import random
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from base64 import b64encode, urlsafe_b64encode
 from datetime import datetime, timedelta, timezone
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import quote, quote_plus
 
 import pytest
 
 from lib.error_logger import TEXTS_WITH_SECRETS, ErrorLogger, Metrics
 from lib.errors import RateLimitError
-from support import finish, interrupt_everywhere, run, run_in_threads, start
+from support import (
+    in_forked_child,
+    interrupt_everywhere,
+    returns_when_interrupted,
+    run_in_threads,
+)
 
 SECRET = "Qd51d0c0deZx9Rk77UwPv3"
 on_posix = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX system")
@@ -58,15 +63,6 @@ def context_of(path: Path, context: Any, **settings: Any) -> Any:
     return logged(path, "chat", True, None, context, **settings)["context"]
 
 
-def text_of(value: Any) -> str:
-    """Every key and every value of a record, one per line."""
-    if isinstance(value, dict):
-        return "\n".join(text_of(item) for pair in value.items() for item in pair)
-    if isinstance(value, list):
-        return "\n".join(map(text_of, value))
-    return str(value)
-
-
 def log_outcomes(logger: ErrorLogger, outcomes: str) -> None:
     """Log a request for each letter: f for a failure, s for a success."""
     for outcome in outcomes:
@@ -82,24 +78,15 @@ def with_attributes(**attributes: object) -> Exception:
 class UnprintableError(Exception):
     """Its text and its attributes can't be read."""
 
-    def __str__(self) -> str:
-        raise RuntimeError("no text")
+    def fail(self, *_: object) -> Any:
+        raise RuntimeError("not now")
 
-    @property
-    def status_code(self) -> int:
-        raise RuntimeError("no status code")
+    status_code = property(fail)
+    __str__ = __getattr__ = fail
 
 
 class UnusableMapping(dict[str, Any]):
-    """A mapping that raises whatever is done with it."""
-
-    def __str__(self) -> str:
-        raise RuntimeError("no text")
-
-    def items(self) -> Any:
-        raise RuntimeError("no items")
-
-    __repr__ = __str__
+    items = UnprintableError.fail
 
 
 DEEP: list[object] = []
@@ -152,19 +139,18 @@ class TestRecord:
         context = {"text": "é\u2028\U0001f600\n\"'\\", "list": [1, 2.5, None, True], "a": {"b": {}}}
         assert logged(path, "odd", True, None, context, secrets=secrets)["context"] == context
 
-    @pytest.mark.parametrize("value", ANY_VALUES, ids=lambda value: type(value).__name__)
-    def test_no_value_breaks_a_line_or_the_caller(self, value: Any, path: Path) -> None:
+    def test_no_value_breaks_a_line_or_the_caller(self, path: Path) -> None:
         logger = ErrorLogger(path)
-        logger.log_request("chat", True, None, {"value": value, "list": [value]})
-        logger.log_request("chat", False, Exception(value))
-        logger.log_request("chat", False, with_attributes(status_code=value, request_id=value))
-        logger.log_request(value, True, None, value)
-        assert len(records_in(path)) == 4
+        for value in ANY_VALUES:
+            logger.log_request("chat", True, None, {"value": value, "list": [value]})
+            logger.log_request("chat", False, Exception(value))
+            logger.log_request("chat", False, with_attributes(status_code=value, request_id=value))
+            logger.log_request(value, True, None, value)
+        assert len(records_in(path)) == 4 * len(ANY_VALUES)
 
     def test_an_error_that_cannot_be_read_is_logged_by_its_class(self, path: Path) -> None:
         error = logged(path, "chat", False, UnprintableError())["error"]
-        assert error["class"] == "UnprintableError"
-        assert (error["message"], error["status_code"]) == ("<unreadable>", None)
+        assert list(error.values()) == ["UnprintableError", "<unreadable>", None, None, None, None]
 
 
 class TestCycles:
@@ -175,8 +161,7 @@ class TestCycles:
         assert context_of(path, tree) == {"name": "root", "children": [leaf, leaf]}
 
     def test_one_that_occurs_twice_is_written_twice(self, path: Path) -> None:
-        shared = [object]
-        written = [str(object)]
+        shared, written = [object], [str(object)]
         assert context_of(path, {"a": shared, "b": shared}) == {"a": written, "b": written}
 
     def test_nodes_that_all_know_each_other_take_a_line_of_bounded_length(self, path: Path) -> None:
@@ -196,17 +181,10 @@ class TestCycles:
         assert written == "..."
 
 
-WRITER = """\
-import sys
-from lib.error_logger import ErrorLogger
-logger = ErrorLogger(sys.argv[1])
-for number in range(200):
-    logger.log_request(str(number), True, None, {"long": "x" * 6000})
-"""
-
-
 class TestManyWriters:
-    def test_each_record_is_one_write(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_each_record_is_appended_by_one_write(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """POSIX keeps it whole among the writes of other threads and processes."""
         written, write = list[bytes](), os.write
 
@@ -214,16 +192,12 @@ class TestManyWriters:
             written.append(data)
             return write(file, data)
 
-        path.write_text('{"type": "earlier"}\n')
         monkeypatch.setattr(os, "write", noted_write)
-        log_outcomes(ErrorLogger(path), "sfs")
-        assert path.read_bytes().splitlines(keepends=True)[1:] == written
-
-    @on_posix
-    def test_processes_that_share_a_file_lose_no_line(self, path: Path) -> None:
-        processes = [start("-c", WRITER, str(path)) for _ in range(2)]
-        assert [finish(process) for process in processes] == [(0, "", "")] * 2
-        assert sorted(types_in(path)) == sorted([str(number) for number in range(200)] * 2)
+        loggers = [ErrorLogger(path), ErrorLogger(path)]  # as two processes would have
+        for number in range(6):
+            loggers[number % 2].log_request(str(number), True)
+        assert types_in(path) == list("012345")
+        assert path.read_bytes().splitlines(keepends=True) == written
 
 
 class TestPath:
@@ -346,74 +320,47 @@ class TestDroppedRecords:
         assert capsys.readouterr().out == ""
 
 
-# A logger that another thread, or this one, is just using: it is stopped while it writes, and
-# while it counts (which asks for the truth of ``success``). The alarm ends a process that hangs.
-STOPPED = """\
-import os, signal, sys, threading
-from lib.error_logger import ErrorLogger
+class Pause:
+    """It is true; whoever asks in another thread has to wait for the end of the pause."""
 
-class Success:
-    def __bool__(self):
-        stop()
+    def __init__(self) -> None:
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+    def __bool__(self) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            self.begun.set()
+            self.ended.wait(30)
         return True
-
-logger, write = ErrorLogger(sys.argv[1]), os.write
-
-def stopping_write(file, line):
-    stop()
-    return write(file, line)
-
-def log_in_between(*_):
-    logger.log_request("in between", not logger.metrics()["failed"])
-"""
-LOG_IN_A_SIGNAL_HANDLER = """
-def stop():
-    os.write = write
-    signal.raise_signal(signal.SIGUSR1)
-
-signal.signal(signal.SIGUSR1, log_in_between)
-signal.alarm(10)
-logger.log_request("counting", Success())
-os.write = stopping_write
-logger.log_request("writing", True)
-"""
-LOG_AFTER_A_FORK = """
-def stop():
-    stopped.set()
-    go_on.wait()
-
-def fork_while(success):
-    thread = threading.Thread(target=logger.log_request, args=("parent", success))
-    thread.start()
-    stopped.wait()
-    pid = os.fork()
-    os.write = write
-    if not pid:
-        signal.alarm(10)
-        log_in_between()
-        os._exit(0)
-    go_on.set()
-    thread.join()
-    assert os.waitpid(pid, 0)[1] == 0
-
-stopped, go_on = threading.Event(), threading.Event()
-fork_while(Success())
-stopped, go_on, os.write = threading.Event(), threading.Event(), stopping_write
-fork_while(True)
-"""
 
 
 @on_posix
 class TestRealProgram:
-    def test_a_signal_handler_may_log_and_read_the_metrics(self, path: Path) -> None:
-        assert run("-c", STOPPED + LOG_IN_A_SIGNAL_HANDLER, str(path)) == (0, "", "")
-        assert set(types_in(path)) == {"counting", "writing", "in between"}
+    def test_a_signal_handler_may_log_and_read_the_metrics(self) -> None:
+        logger = ErrorLogger(os.devnull)
 
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-    def test_the_child_of_a_busy_process_may_log_and_read_the_metrics(self, path: Path) -> None:
-        command = ("-W", "ignore", "-c", STOPPED + LOG_AFTER_A_FORK, str(path))
-        assert run(*command) == (0, "", "")
-        assert sorted(types_in(path)) == ["in between", "in between", "parent", "parent"]
+        def log_and_count() -> None:
+            logger.log_request("chat", False, TimeoutError())
+            logger.metrics()
+
+        assert returns_when_interrupted(log_and_count, log_and_count)
+
+    def test_the_child_of_a_busy_process_may_log_and_read_the_metrics(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """When it is forked, one thread is writing a record, and one is counting."""
+        logger, pause, write = ErrorLogger(path), Pause(), os.write
+        monkeypatch.setattr(os, "write", lambda file, data: bool(pause) and write(file, data))
+        writing = threading.Thread(target=logger.log_request, args=("writing", True))
+        counting = threading.Thread(target=logger.log_request, args=("counting", pause))
+        for thread in (writing, counting):
+            thread.start()
+            assert pause.begun.wait(30)
+            pause.begun.clear()
+        in_forked_child(lambda: logger.log_request("child", not logger.metrics()["failed"]))
+        pause.ended.set()
+        writing.join()
+        counting.join()
+        assert sorted(types_in(path)) == ["child", "counting", "writing"]
 
     # An interruption while CPython closes a generator is printed, not raised.
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -446,30 +393,25 @@ class TestMetrics:
             "success_rate": 42.86,
         }
 
-    def test_without_requests_the_success_rate_is_zero(self) -> None:
-        assert ErrorLogger(os.devnull).metrics()["success_rate"] == 0
-
     def test_they_are_a_copy(self) -> None:
         logger = ErrorLogger(os.devnull)
         logger.metrics()["errors_by_type"]["ValueError"] = 99
         assert logger.metrics()["errors_by_type"] == {}
+        assert logger.metrics()["success_rate"] == 0
 
     def test_they_are_consistent_while_threads_log(self) -> None:
         logger, seen = ErrorLogger(os.devnull), list[Metrics]()
 
-        def log() -> None:
-            for error in [None, ValueError(), TimeoutError()] * 5:
+        def log_and_look() -> None:
+            for error in [None, ValueError(), TimeoutError()] * 3:
                 logger.log_request("chat", error is None, error)
+                seen.append(logger.metrics())
 
-        def look() -> None:
-            seen.extend([logger.metrics() for _ in range(60)])
-
-        roles = iter([log, look, log, look])
-        run_in_threads(4, lambda: next(roles)(), interleaved=True)
-        for metrics in [*seen, logger.metrics()]:
+        run_in_threads(3, log_and_look, interleaved=True)
+        for metrics in seen:
             assert metrics["successful"] + metrics["failed"] == metrics["total_requests"]
             assert sum(metrics["errors_by_type"].values()) == metrics["failed"]
-        assert logger.metrics()["errors_by_type"] == {"ValueError": 10, "TimeoutError": 10}
+        assert logger.metrics()["errors_by_type"] == {"ValueError": 9, "TimeoutError": 9}
         assert logger.metrics()["success_rate"] == 33.33
 
     def test_error_types_beyond_a_hundred_are_counted_together(self) -> None:
@@ -504,18 +446,13 @@ class TestAlert:
     def test_one_that_fails_is_reported_and_breaks_nothing(
         self, path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        def alert(rate: float) -> None:
-            raise ConnectionError("the pager is down")
-
+        alert = Mock(side_effect=ConnectionError("the pager is down"))
         log_outcomes(ErrorLogger(path, alert=alert, alert_window=1), "fs")
         assert [record["success"] for record in records_in(path)] == [False, True]
         assert "ConnectionError" in capfd.readouterr().err
 
     def test_ctrl_c_in_it_passes_through_and_no_record_is_lost(self, path: Path) -> None:
-        def alert(rate: float) -> None:
-            raise KeyboardInterrupt
-
-        logger = ErrorLogger(path, alert=alert, alert_window=1)
+        logger = ErrorLogger(path, alert=Mock(side_effect=KeyboardInterrupt), alert_window=1)
         with pytest.raises(KeyboardInterrupt):
             log_outcomes(logger, "f")
         log_outcomes(logger, "s")
@@ -529,20 +466,15 @@ class TestAlert:
         log_outcomes(logger, "f")
         assert types_in(path) == ["chat", "alert after 1 failure"]
 
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("alert_threshold", -0.1),
-            ("alert_threshold", 1),
-            ("alert_threshold", float("nan")),
-            ("alert_threshold", "0.5"),
-            ("alert_window", 0),
-            ("alert_window", 2.5),
-        ],
-    )
-    def test_a_wrong_argument(self, name: str, value: Any) -> None:
-        with pytest.raises(ValueError, match=f"{name} must be .*, got {value!r}"):
-            ErrorLogger(os.devnull, **{name: value})
+    def test_a_wrong_argument(self) -> None:
+        wrong: dict[str, list[Any]] = {
+            "alert_threshold": [-0.1, 1, float("nan"), "0.5"],
+            "alert_window": [0, 2.5],
+        }
+        for name, values in wrong.items():
+            for value in values:
+                with pytest.raises(ValueError, match=f"{name} must be .*, got {value!r}"):
+                    ErrorLogger(os.devnull, **{name: value})
 
     def test_an_alert_that_could_never_run(self) -> None:
         class AsyncAlert:
@@ -557,95 +489,74 @@ class TestAlert:
             ErrorLogger(os.devnull, alert="email")  # type: ignore[arg-type]
 
 
-# Texts with a secret in them, in place of the <>; those in code, JSON and repr come after them.
+# Texts with a secret in place of the {}, beside the examples in the table.
 FORMS = r"""
-Authorization: Bearer <>
-Authorization: Basic <>
-Authorization: Token <>
-Authorization: Digest username="a", response="<>"
-no answer, Bearer <>
-Basic YWRhOmxv<>==
-Set-Cookie: a=1; session=<>
-https://user:<>@api.mistral.ai/v1
-postgresql://<>@localhost
-postgresql://user:p@<>@localhost
-postgresql://user:'/<>@localhost
-GET /v1/models?api_key=<>&page=2
-wss://host/ws?token=<>
-https://host/v1?page=2&key=<>
-https://host/blob?sig=<>
-api_key%3D<>
-x-api-key: <>
-Incorrect API key provided: <>.
-['tool', '--api-key', '<>'] returned 1
-tool --password <>
-Headers([('x-api-key', '<>')])
-[(b'x-api-key', b'<>')]
-[{"name": "x-api-key", "value": "<>"}]
-Client(api_key='<>', timeout=5)
-password = "<>"
-password="it's <>"
-password="a quote \" and <>"
-{b'authorization': b'Bearer <>'}
-'it\'s {\'password\': \'correct horse <>\'}'
-{"access_token":"<>"}
-{"token": "<>"}
-Incorrect key sk-<>
-AIza<> ghp_<> github_pat_<> hf_<> glpat-<> xoxb-<> sk_live_<>
-eyJhbGciOiJIUzI1NiJ9.eyJ<>.c2ln
+Authorization: Basic {}
+Authorization: Token {}
+Authorization: Digest username="a", response="{}"
+Basic YWRhOmxv{}==
+Set-Cookie: a=1; session={}
+postgresql://user:p@{}@localhost
+postgresql://user:'/{}@localhost
+GET /v1/models?api_key={}&page=2
+wss://host/ws?token={}
+https://host/v1?page=2&key={}
+https://host/blob?sig={}
+api_key%3D{}
+x-api-key: {}
+['tool', '--api-key', '{}'] returned 1
+[(b'x-api-key', b'{}')]
+Client(api_key='{}', timeout=5)
+password="it's {}"
+password="a quote \" and {}"
+{b'authorization': b'Bearer {}'}
+'it\'s {\'password\': \'correct horse {}\'}'
+{"access_token":"{}"}
+{"token": "{}"}
+AIza{} ghp_{} github_pat_{} hf_{} glpat-{} xoxb-{} sk_live_{}
+eyJhbGciOiJIUzI1NiJ9.eyJ{}.c2ln
 """.strip().splitlines()
 FORMS += [
-    "authorization: bearer\n\t<>",
-    "-----BEGIN RSA PRIVATE KEY-----\n<>\n<>\n-----END RSA PRIVATE KEY-----",
-    json.dumps(json.dumps({"request": json.dumps({"client_secret": "<>"})})),
+    "authorization: bearer\n\t{}",
+    "-----BEGIN RSA PRIVATE KEY-----\n{}\n{}\n-----END RSA PRIVATE KEY-----",
+    json.dumps(json.dumps({"request": json.dumps({"client_secret": "{}"})})),
+    *(f"{row.example} end" for row in TEXTS_WITH_SECRETS),
 ]
-TEXTS = [form.replace("<>", SECRET) for form in FORMS]
 
-SECRET_FIELDS: list[dict[str, Any]] = [
-    {"api_key": SECRET},
-    {"headers": {"X-Api-Key": SECRET, "Authorization": f"Token {SECRET}", "Set-Cookie": SECRET}},
-    {"headers": [("Authorization", SECRET), (b"X-Api-Key", SECRET.encode())]},
-    {"env": [{"name": "MISTRAL_API_KEY", "value": SECRET}]},
-    {"argv": ["tool", "--api-key", SECRET, "--page", "1"]},
-    {"db_password": f'quote " backslash \\ and {SECRET}'},
-    {"token": SECRET, "id_token": SECRET, "AWS_SESSION_TOKEN": SECRET, "refreshToken": SECRET},
-    {"private-keys": [SECRET, SECRET]},
-    {"client_secret": {"value": SECRET}},
-    {"credentials": SECRET, "passphrase": SECRET},
-    {"passwd": f"\n\u2028{SECRET}"},
-]
+SECRET_FIELDS: dict[str, Any] = {
+    "api_key": SECRET,
+    "headers": {"X-Api-Key": SECRET, "Authorization": f"Token {SECRET}", "Set-Cookie": SECRET},
+    "pairs": [("Authorization", SECRET), (b"X-Api-Key", SECRET.encode())],
+    "env": [{"name": "MISTRAL_API_KEY", "value": SECRET}],
+    "argv": ["tool", "--api-key", SECRET, "--page", "1"],
+    "db_password": f'quote " backslash \\ and {SECRET}',
+    "token": SECRET, "id_token": SECRET, "AWS_SESSION_TOKEN": SECRET, "refreshToken": SECRET,
+    "private-keys": [SECRET, SECRET],
+    "client_secret": {"value": SECRET},
+    "credentials": SECRET, "passphrase": SECRET,
+    "passwd": f"\n\u2028{SECRET}",
+    "refresh_token": 4711,
+}  # fmt: skip
 
 
 class TestRedaction:
-    @pytest.mark.parametrize("row", TEXTS_WITH_SECRETS, ids=lambda row: row.example)
-    def test_each_row_of_the_table_finds_its_example(self, row: Any, path: Path) -> None:
-        text = row.example.replace("{}", SECRET)
-        message = logged(path, "chat", False, ValueError(f"{text} end"))["error"]["message"]
-        assert SECRET not in message
-        assert "[redacted]" in message
-
     def test_a_secret_in_a_text_is_redacted_wherever_it_is_logged(self, path: Path) -> None:
         logger = ErrorLogger(path)
-        for text in TEXTS:
+        for text in [form.replace("{}", SECRET) for form in FORMS]:
             logger.log_request("chat", False, ValueError(text))
             logger.log_request("chat", False, with_attributes(request_id=text, last_failure=text))
             logger.log_request("chat", True, None, {"text": text, text: 1, "list": [{"a": text}]})
             logger.log_request("chat", True, None, {"object": ValueError(text)})
             logger.log_request(text, True)
-        records = [text_of(record) for record in records_in(path)]
-        assert [record for record in records if SECRET in record] == []
-        assert [record for record in records if "[redacted]" not in record] == []
+        assert len(records_in(path)) == 5 * len(FORMS)
+        lines = path.read_text().splitlines()
+        assert [line for line in lines if SECRET in line or "[redacted]" not in line] == []
 
-    @pytest.mark.parametrize("fields", SECRET_FIELDS, ids=str)
-    def test_a_field_whose_name_looks_like_a_secret_is_redacted(
-        self, fields: dict[str, Any], path: Path
-    ) -> None:
-        written = text_of(context_of(path, {**fields, "page": "two"}))
-        assert SECRET not in written
-        assert "two" in written
-
-    def test_a_number_is_a_secret_too(self, path: Path) -> None:
-        assert context_of(path, {"refresh_token": 4711}) == {"refresh_token": "[redacted]"}
+    def test_a_field_whose_name_looks_like_a_secret_is_redacted(self, path: Path) -> None:
+        written = context_of(path, SECRET_FIELDS)
+        assert written["argv"] == ["tool", "--api-key", "[redacted]", "--page", "1"]
+        assert SECRET not in str(written)
+        assert "4711" not in str(written)
 
     def test_anything_else_is_kept(self, path: Path) -> None:
         context = {
@@ -664,15 +575,12 @@ class TestRedaction:
         }
         assert context_of(path, context) == context
 
-    @pytest.mark.parametrize(
-        "piece", ["api_key-", "bearer\n", "://a", "://a:", "'api_key': '", "eyJ-", "--", " "],
-        ids=ascii,
-    )  # fmt: skip
-    def test_it_takes_no_quadratic_time(self, piece: str, path: Path) -> None:
-        """On 50,000 characters, a quadratic pattern would take many seconds."""
-        text = "bearer secret: ://" + piece * (50_000 // len(piece))
+    def test_it_takes_no_quadratic_time(self, path: Path) -> None:
+        """On 20,000 characters, a quadratic pattern would take many seconds."""
         started_at = time.process_time()
-        logged(path, "chat", False, ValueError(text), secrets=[SECRET])
+        for piece in ("api_key-", "bearer\n", "://a", "://a:", "'api_key': '", "eyJ-", "--", " "):
+            text = "bearer secret: ://" + piece * (20_000 // len(piece))
+            logged(path, "chat", False, ValueError(text), secrets=[SECRET])
         assert time.process_time() - started_at < 5
 
 
@@ -697,10 +605,9 @@ class TestGivenSecrets:
                 redacted = written.removeprefix("rejected: ").removesuffix(", sorry")
                 assert redacted.strip("\"'\\{}a: ") == "[redacted]"
 
-    @pytest.mark.parametrize("before", ["", "u", "me", "you:"])
-    def test_they_are_redacted_in_base64_wherever_they_begin(self, before: str, path: Path) -> None:
+    def test_they_are_redacted_in_base64_wherever_they_begin(self, path: Path) -> None:
         secret = "s3cr3t/K+y=Value?>~99"
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        for before, encode in product(("", "u", "me", "you:"), (b64encode, urlsafe_b64encode)):
             encoded = encode(f"{before}{secret}!".encode()).decode()
             context = context_of(path, {"text": f"rejected: {encoded}"}, secrets=[secret])
             assert len(context["text"].replace("[redacted]", "")) < len("rejected: ") + 12
@@ -736,30 +643,3 @@ class TestGivenSecrets:
         with pytest.raises(ValueError, match="secrets must be a list of non-empty strings") as info:
             ErrorLogger(os.devnull, secrets=secrets)
         assert "abc" not in str(info.value)
-
-    def test_random_records_stay_valid_and_free_of_secrets(self, path: Path) -> None:
-        """They are made of what redaction and JSON could stumble over."""
-        chance = random.Random(25)
-        given = [SECRET, "q\"uo'te\\d", "clé", "n0rthwind"]
-        pieces = [
-            *given, *TEXTS, "api_key", "password", '"token"', "Bearer ", "basic ", ": ", "=", '"',
-            "'", "\\", '\\"', "\\\\", "{", "}", "[", "]", ",", "\n", "\t", " ", "://", "@",
-            "\u2028", "\ud800", "é", "n", "u00", "\x00", "0rthwind",
-        ]  # fmt: skip
-
-        def text() -> str:
-            return "".join(chance.choices(pieces, k=chance.randrange(8)))
-
-        values: list[Callable[[], Any]] = [
-            text,
-            lambda: ValueError(text()),
-            lambda: [text(), {text(): text()}],
-            lambda: {text(): [text()], text(): 1},
-        ]
-        logger = ErrorLogger(path, secrets=given)
-        for _ in range(200):
-            context = {text(): chance.choice(values)()}
-            logger.log_request(text(), False, ValueError(text()), context)
-        records = records_in(path)
-        assert len(records) == 200
-        assert not [secret for secret in given if secret in text_of(records)]
