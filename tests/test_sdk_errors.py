@@ -81,14 +81,15 @@ class TestStatus:
         for status in range(300, 600):
             assert is_retryable(mark(an_error(status=status))) is is_retryable_status(status)
 
-    @pytest.mark.parametrize("value", ["error", "503", True, 42, 1000, None, [503]])
-    def test_no_status(self, value: Any) -> None:
-        assert facts(mark(an_error(status=value))) == ("-", "-", "-")
+    def test_no_status(self) -> None:
+        for value in ("error", "503", True, 42, 1000, None, [503]):
+            assert facts(mark(an_error(status=value))) == ("-", "-", "-"), value
 
     def test_server_knows_better(self) -> None:
-        assert mark(an_error(response=response(400, x_should_retry="true"))).retryable  # type: ignore[attr-defined]
-        assert not mark(an_error(response=response(503, x_should_retry="false"))).retryable  # type: ignore[attr-defined]
-        assert mark(an_error(response=response(503, x_should_retry="maybe"))).retryable  # type: ignore[attr-defined]
+        for status, advice, expected in ((400, "true", True), (503, "false", False),
+                                         (503, "maybe", True)):  # fmt: skip
+            error = an_error(response=response(status, x_should_retry=advice))
+            assert facts(mark(error)) == (expected, None, status)
 
     def test_error_before_its_cause(self) -> None:
         error = raised_from(requests_error(503), an_error(status_code=400))
@@ -98,33 +99,22 @@ class TestStatus:
 class TestNoResponse:
     """A timeout or a lost connection is known by the name of its class, or of a base."""
 
-    @pytest.mark.parametrize(
-        "error",
-        [
-            TimeoutError(),
-            asyncio.TimeoutError(),
-            ConnectionResetError(),
-            requests.ConnectTimeout(),
-            requests.ConnectionError(),
+    def test_class(self) -> None:
+        for error in (
+            TimeoutError(), asyncio.TimeoutError(), ConnectionResetError(),
+            requests.ConnectTimeout(), requests.ConnectionError(),
             requests.exceptions.ChunkedEncodingError(),
-            an_error("ReadTimeoutError", "TimeoutError"),
+            *map(an_error, (
+                "NewConnectionError", "MaxRetryError", "ClientPayloadError", "APITimeoutError",
+                "ModelConnectionError", "ModelTimeoutError",
+            )),
             an_error("IncompleteRead", "ProtocolError"),
-            an_error("NewConnectionError"),
-            an_error("MaxRetryError"),
             an_error("ReadTimeout", "TimeoutException", "TransportError"),
             an_error("ServerDisconnectedError", "ClientConnectionError"),
-            an_error("ClientPayloadError"),
-            an_error("APITimeoutError", "APIConnectionError"),
             an_error("OpenAIConnectionError", "APIConnectionError"),
-            an_error("APITimeoutError"),
-            an_error("ModelConnectionError", "ModelAPIError"),
-            an_error("ModelTimeoutError", "ModelAPIError"),
             raised_from(an_error("APITimeoutError"), an_error("ModelAPIError")),
-        ],
-        ids=lambda error: type(error).__name__,
-    )
-    def test_class(self, error: Exception) -> None:
-        assert facts(mark(error)) == (True, None, None)
+        ):  # fmt: skip
+            assert facts(mark(error)) == (True, None, None), type(error)
 
     @pytest.mark.parametrize(("name", "status"), [("Timeout", 408), ("APIConnectionError", 500)])
     def test_invented_status(self, name: str, status: int) -> None:
@@ -134,40 +124,33 @@ class TestNoResponse:
         assert is_service_failure(error)
         assert facts(mark(error)) == (True, None, None), "marked twice"
 
-    @pytest.mark.parametrize(
-        "error",
-        [
+    def test_a_wrong_url_is_not_sent(self) -> None:
+        for error in (
             requests.exceptions.InvalidURL(),
             requests.exceptions.MissingSchema(),
             requests.exceptions.InvalidSchema(),
             an_error("LocationParseError", "LocationValueError"),
             an_error("UnsupportedProtocol", "TransportError"),
-        ],
-        ids=lambda error: type(error).__name__,
-    )
-    def test_a_wrong_url_is_not_sent(self, error: Exception) -> None:
-        assert facts(mark(error)) == (False, None, None)
-        assert not is_service_failure(error)
+        ):
+            assert facts(mark(error)) == (False, None, None), type(error)
+            assert not is_service_failure(error)
 
 
 class TestRetryAfter:
-    @pytest.mark.parametrize(
-        "text",
-        ["0", "2", " 0.5 ", "86400", "-1", "inf", "nan", "soon", "", "1e3", "9" * 400,
-         "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2065 07:28:00 GMT",
-         "Wed, 21 Oct 2065 07:28:00", "Wed, 21 Oct 2065 07:28:00 +0200",
-         "Wed, 21 Oct 99999 07:28:00 GMT"],
-    )  # fmt: skip
-    def test_same_as_in_the_client(self, text: str) -> None:
-        found = facts(mark(an_error(response=response(503, retry_after=text))))[1]
-        assert found == pytest.approx(parse_retry_after(text), abs=1)
+    def test_same_as_in_the_client(self) -> None:
+        for text in (
+            "0", "2", " 0.5 ", "86400", "-1", "inf", "nan", "soon", "", "1e3", "9" * 400,
+            "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2065 07:28:00 GMT",
+            "Wed, 21 Oct 2065 07:28:00", "Wed, 21 Oct 2065 07:28:00 +0200",
+            "Wed, 21 Oct 99999 07:28:00 GMT",
+        ):  # fmt: skip
+            found = facts(mark(an_error(response=response(503, retry_after=text))))[1]
+            assert found == pytest.approx(parse_retry_after(text), abs=1), text
 
-    @pytest.mark.parametrize(
-        ("milliseconds", "seconds"), [("250", 0.25), ("0", 0), ("soon", 9), ("-1", 9)]
-    )
-    def test_milliseconds_win(self, milliseconds: str, seconds: float) -> None:
-        error = an_error(response=response(503, retry_after="9", retry_after_ms=milliseconds))
-        assert facts(mark(error))[1] == seconds
+    def test_milliseconds_win(self) -> None:
+        for milliseconds, seconds in (("250", 0.25), ("0", 0), ("soon", 9), ("-1", 9)):
+            error = an_error(response=response(503, retry_after="9", retry_after_ms=milliseconds))
+            assert facts(mark(error))[1] == seconds
 
 
 class TestQuota:
@@ -189,20 +172,14 @@ class TestQuota:
     def test_used_up(self, attributes: dict[str, Any]) -> None:
         assert facts(mark(an_error(status_code=429, **attributes))) == (False, None, 429)
 
-    @pytest.mark.parametrize(
-        "attributes",
-        [
+    def test_left(self) -> None:
+        some_left = response(429, x_ratelimit_limit_req_minute="60")
+        for attributes in (
             {},
             {"message": "Don't write insufficient_quota into your prompt."},
-            {
-                "body": {"code": "1300"},
-                "response": response(429, x_ratelimit_limit_req_minute="60"),
-            },
-        ],
-        ids=str,
-    )
-    def test_left(self, attributes: dict[str, Any]) -> None:
-        assert facts(mark(an_error(status_code=429, **attributes))) == (True, None, 429)
+            {"body": {"code": "1300"}, "response": some_left},
+        ):
+            assert facts(mark(an_error(status_code=429, **attributes))) == (True, None, 429)
 
     def test_server_s_advice_does_not_count(self) -> None:
         server_says = response(429, '{"code":"insufficient_quota"}', x_should_retry="true")
@@ -228,36 +205,29 @@ class TestGroup:
         assert facts(mark(an_error("ExceptionGroup", exceptions=tuple(members)))) == expected
         assert facts(members[0])[0] == "-", "the members are left as they are"
 
-    @pytest.mark.parametrize("exceptions", [(), "none", None, SimpleNamespace()])
-    def test_no_members(self, exceptions: Any) -> None:
-        assert facts(mark(an_error(status=503, exceptions=exceptions))) == (True, None, 503)
+    def test_no_members(self) -> None:
+        for exceptions in ((), "none", None, SimpleNamespace()):
+            error = an_error(status=503, exceptions=exceptions)
+            assert facts(mark(error)) == (True, None, 503)
 
 
 class TestMark:
-    def test_returns_the_error(self) -> None:
-        error = an_error(status=503)
-        assert mark(error) is error
+    def test_unknown_errors_are_left_alone(self) -> None:
+        for error in (ValueError(), FileNotFoundError(), KeyError("status")):
+            assert mark(error) is error
+            assert facts(error) == ("-", "-", "-")
 
-    @pytest.mark.parametrize("error", [ValueError(), FileNotFoundError(), KeyError("status")])
-    def test_unknown_errors_are_left_alone(self, error: Exception) -> None:
-        assert facts(mark(error)) == ("-", "-", "-")
-
-    @pytest.mark.parametrize(
-        "error",
-        [
+    def test_what_is_known_is_kept(self) -> None:
+        for error in (
             RateLimitTimeoutError("no slot"),
             APITimeoutError("too late"),
             APIStreamBrokenError("broke off", "Hel"),
             an_error(retryable=True, status_code=400),
             an_error(retryable=False, retry_after=1, status_code=503, headers={"Retry-After": "2"}),
-        ],
-        ids=lambda error: type(error).__name__,
-    )
-    def test_what_is_known_is_kept(self, error: Exception) -> None:
-        before = [(n, v) for n in ("retryable", "retry_after", "status_code")
-                  if (v := getattr(error, n, None)) is not None]  # fmt: skip
-        mark(error)
-        assert [(name, getattr(error, name)) for name, _ in before] == before
+        ):
+            before = facts(error)
+            for known, marked_as in zip(before, facts(mark(error)), strict=True):
+                assert known in (marked_as, "-", None), error
 
     def test_what_is_missing_is_added(self) -> None:
         error = an_error(retryable=False, response=response(503, retry_after="2"))
