@@ -257,10 +257,10 @@ class TestCutLine:
         logger, write = ErrorLogger(path), os.write
         logger.log_request("before", True)
         with monkeypatch.context() as disk:
-            disk.setattr(os, "write", lambda file, line: write(file, line[:1]))
-            logger.log_request("cut", True)
             disk.setattr(os, "write", lambda file, line: 0)
             logger.log_request("dropped", True)
+            disk.setattr(os, "write", lambda file, line: write(file, line[:1]))
+            logger.log_request("cut", True)
         logger.log_request("after", True)
         logger.log_request("later", True)
         whole = [line for line in path.read_text().splitlines() if not line.startswith("{{")]
