@@ -496,16 +496,20 @@ Authorization: Token {}
 Authorization: Digest username="a", response="{}"
 Basic YWRhOmxv{}==
 Set-Cookie: a=1; session={}
+postgresql://{}@localhost
 postgresql://user:p@{}@localhost
 postgresql://user:'/{}@localhost
 GET /v1/models?api_key={}&page=2
 wss://host/ws?token={}
 https://host/v1?page=2&key={}
-https://host/blob?sig={}
+GET /blob?sig={}
 api_key%3D{}
 x-api-key: {}
+Incorrect API key provided: {}.
+tool --password {}
 ['tool', '--api-key', '{}'] returned 1
 [(b'x-api-key', b'{}')]
+[{"name": "x-api-key", "value": "{}"}]
 Client(api_key='{}', timeout=5)
 password="it's {}"
 password="a quote \" and {}"
@@ -553,10 +557,10 @@ class TestRedaction:
         assert [line for line in lines if SECRET in line or "[redacted]" not in line] == []
 
     def test_a_field_whose_name_looks_like_a_secret_is_redacted(self, path: Path) -> None:
-        written = context_of(path, SECRET_FIELDS)
-        assert written["argv"] == ["tool", "--api-key", "[redacted]", "--page", "1"]
-        assert SECRET not in str(written)
-        assert "4711" not in str(written)
+        for name, value in SECRET_FIELDS.items():
+            written = str(context_of(path, {name: value}))
+            assert SECRET not in written, name
+            assert "4711" not in written
 
     def test_anything_else_is_kept(self, path: Path) -> None:
         context = {
@@ -638,8 +642,9 @@ class TestGivenSecrets:
         assert record["success"] is True
         assert record["context"] == context
 
-    @pytest.mark.parametrize("secrets", ["abc", [""], [None], [b"abc"]], ids=repr)
-    def test_a_wrong_argument(self, secrets: Any) -> None:
-        with pytest.raises(ValueError, match="secrets must be a list of non-empty strings") as info:
-            ErrorLogger(os.devnull, secrets=secrets)
-        assert "abc" not in str(info.value)
+    def test_a_wrong_argument(self) -> None:
+        wrong: list[Any] = ["abc", [""], [None], [b"abc"]]
+        for secrets in wrong:
+            with pytest.raises(ValueError, match="secrets must be a list of non-empty") as info:
+                ErrorLogger(os.devnull, secrets=secrets)
+            assert "abc" not in str(info.value)
