@@ -68,6 +68,31 @@ def call(request: pytest.FixtureRequest) -> Call:
     return call_async if request.param == "call_async" else lambda helper, op: helper.call(op)
 
 
+Method = Callable[..., Any]
+
+
+def method(name: str) -> Method:
+    """Call the method of that name; if it is an async one, in an event loop."""
+
+    def call_it(helper: Any, *arguments: Any, **named: Any) -> Any:
+        result = getattr(helper, name)(*arguments, **named)
+        return asyncio.run(result) if asyncio.iscoroutine(result) else result
+
+    return call_it
+
+
+@pytest.fixture(params=["acquire", "acquire_async"])
+def acquire(request: pytest.FixtureRequest) -> Method:
+    """Wait at a limiter: once with ``acquire``, once with ``acquire_async``."""
+    return method(request.param)
+
+
+@pytest.fixture(params=["reserve", "reserve_async"])
+def reserve(request: pytest.FixtureRequest) -> Method:
+    """Reserve tokens: once with ``reserve``, once with ``reserve_async``."""
+    return method(request.param)
+
+
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[responses.RequestsMock]:
     """The real API, mocked: it sends its responses in order, and all must be asked for."""

@@ -16,16 +16,13 @@ class AuthenticationError(Exception):
 class FakeRedis:
     """A client with the interface that RedisScript uses; ``error`` is raised by each call."""
 
-    def __init__(self, clock: FakeClock, socket_timeout: float | None = 0.5) -> None:
+    def __init__(self, clock: FakeClock, **connection: Any) -> None:
         self.calls: list[list[Any]] = []
         self.error: Exception | None = None
         self.clock = clock
+        settings = {"socket_timeout": 0.5, "retry": SimpleNamespace(_retries=0), **connection}
         self.connection_pool = SimpleNamespace(
-            connection_class=SimpleNamespace,
-            connection_kwargs={
-                "socket_timeout": socket_timeout,
-                "retry": SimpleNamespace(_retries=0),
-            },
+            connection_class=SimpleNamespace, connection_kwargs=settings
         )
 
     def execute_command(self) -> None:

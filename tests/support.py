@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dis
 import functools
@@ -19,8 +20,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple, TypeVar, cast
@@ -294,6 +295,35 @@ def in_forked_child(job: Callable[[], T], timeout: float = 10) -> T:
         if not ended:
             raise TimeoutError("the forked child hangs")
         return cast("T", pickle.load(result))
+
+
+def join_line(pool: ThreadPoolExecutor, limiter: Any, tokens: int) -> Future[Any]:
+    """Let a thread call ``reserve``, and return when it is in line."""
+    before = repr(limiter)
+    future = pool.submit(limiter.reserve, tokens)
+    while repr(limiter) == before and not future.done():
+        _sleep(0.001)
+    return future
+
+
+def rejects(limiter: Any, tokens: int) -> bool:
+    """Return True if there is no room for the tokens now; else they are booked."""
+    try:
+        limiter.reserve(tokens, timeout=0)
+    except TimeoutError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def left_behind(job: Callable[[], Coroutine[Any, Any, object]]) -> Iterator[Callable[[], None]]:
+    """Begin a task in an event loop; give a function that closes the loop without cancelling it."""
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # which would tell of the pending task
+    task = loop.create_task(job())
+    loop.run_until_complete(asyncio.sleep(0))
+    yield loop.close
+    del task
 
 
 class StartTimes:

@@ -17,24 +17,27 @@ from typing import Any
 
 import pytest
 
-from conftest import FakeClock
+from conftest import FakeClock, Method
 from fake_redis import AuthenticationError, FakeRedis
 from lib.client import Limits, MistralClient
 from lib.pipeline import Pipeline
 from lib.resilient_client import ResilientMistralClient
-from lib.retry import is_retryable
 from lib.shared_token_limiter import RedisAccessError, SharedTokenLimiter, TokenLimitTimeoutError
 from lib.token_limiter import TokenLimiter
-from support import in_forked_child, interrupt_everywhere, returns_when_interrupted
-
-Reserve = Callable[..., Any]
+from support import (
+    in_forked_child,
+    interrupt_everywhere,
+    join_line,
+    rejects,
+    returns_when_interrupted,
+)
 
 
 class Ledger(FakeRedis):
     """The script of the ledger, in Python: nothing expires, and it keeps no places."""
 
-    def __init__(self, clock: FakeClock, socket_timeout: float | None = 0.5) -> None:
-        super().__init__(clock, socket_timeout)
+    def __init__(self, clock: FakeClock, **connection: Any) -> None:
+        super().__init__(clock, **connection)
         self.used: Counter[str] = Counter()
         self.callers: set[str] = set()
         self.paused_until = 0.0
@@ -70,25 +73,8 @@ def redis() -> Ledger:
     return Ledger(FakeClock())
 
 
-@pytest.fixture(params=["reserve", "reserve_async"])
-def reserve(request: pytest.FixtureRequest) -> Reserve:
-    """Reserve tokens: once with ``reserve``, once with ``reserve_async``."""
-    if request.param == "reserve":
-        return lambda limiter, *arguments: limiter.reserve(*arguments)
-    return lambda limiter, *arguments: asyncio.run(limiter.reserve_async(*arguments))
-
-
 def limiter(redis: FakeRedis, name: str = "api", **settings: Any) -> SharedTokenLimiter:
     return SharedTokenLimiter(redis, name, **{"max_tokens_per_minute": 100, **settings})
-
-
-def rejects(shared: SharedTokenLimiter, tokens: int) -> bool:
-    """Return True if there is no room for the tokens now; else they are booked."""
-    try:
-        shared.reserve(tokens, timeout=0)
-    except TokenLimitTimeoutError:
-        return True
-    return False
 
 
 def during(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
@@ -111,7 +97,7 @@ class TestArguments:
 
     def test_a_wrong_client_name_or_share(self, redis: Ledger) -> None:
         with pytest.raises(ValueError, match="redis_client must have a socket_timeout"):
-            limiter(Ledger(FakeClock(), None))
+            limiter(Ledger(FakeClock(), socket_timeout=None))
         with pytest.raises(ValueError, match="name must be a non-empty string"):
             limiter(redis, "")
         with pytest.raises(ValueError, match="local_share must be a number > 0 and <= 1, got 2"):
@@ -119,7 +105,7 @@ class TestArguments:
 
     @pytest.mark.parametrize("wrong", [-1, math.nan, "1"])
     def test_a_wrong_number_asks_nothing_of_redis(
-        self, reserve: Reserve, wrong: Any, redis: Ledger
+        self, reserve: Method, wrong: Any, redis: Ledger
     ) -> None:
         shared = limiter(redis)
         for call in (
@@ -135,14 +121,14 @@ class TestArguments:
 class TestLedger:
     @pytest.mark.parametrize("used", [0, 70, 120])
     def test_settling_corrects_the_estimate(
-        self, reserve: Reserve, used: int, redis: Ledger
+        self, reserve: Method, used: int, redis: Ledger
     ) -> None:
         reservation = reserve(limiter(redis), 70)
         assert limiter(redis).available == 30
         reservation.settle(used)
         assert limiter(redis).available == 100 - used
 
-    def test_a_call_costs_two_round_trips(self, reserve: Reserve, redis: Ledger) -> None:
+    def test_a_call_costs_two_round_trips(self, reserve: Method, redis: Ledger) -> None:
         reserve(limiter(redis), 70).settle(50)
         assert len(redis.calls) == 2
 
@@ -171,7 +157,7 @@ class TestLedger:
 class TestTimeout:
     @pytest.mark.parametrize("timeout", [0, 0.05])
     def test_a_caller_that_gives_up_books_nothing_and_keeps_no_place(
-        self, reserve: Reserve, timeout: float, redis: Ledger
+        self, reserve: Method, timeout: float, redis: Ledger
     ) -> None:
         limiter(redis).reserve(60)
         shared = limiter(redis)
@@ -180,13 +166,11 @@ class TestTimeout:
         assert repr(shared) == "SharedTokenLimiter('api', 100, shared, waiting=0)"
         assert (shared.available, redis.callers) == (40, set())
 
-    def test_a_caller_behind_others_gives_up_in_time(self, reserve: Reserve, redis: Ledger) -> None:
+    def test_a_caller_behind_others_gives_up_in_time(self, reserve: Method, redis: Ledger) -> None:
         shared = limiter(redis)
         first = shared.reserve(100)
         with ThreadPoolExecutor(1) as pool:
-            second = pool.submit(shared.reserve, 50)
-            while "waiting=1" not in repr(shared):
-                pass
+            second = join_line(pool, shared, 50)
             with pytest.raises(TokenLimitTimeoutError):
                 reserve(shared, 0, 0.05)
             first.settle(0)
@@ -196,11 +180,11 @@ class TestTimeout:
 class TestWaiting:
     @pytest.mark.parametrize("change", ["settlement", "settlement elsewhere", "limit"])
     def test_a_caller_starts_when_there_is_room(
-        self, reserve: Reserve, change: str, redis: Ledger, monkeypatch: pytest.MonkeyPatch
+        self, reserve: Method, change: str, redis: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It asks Redis again now and then, and at once if the room is made in its process."""
-        if change != "settlement elsewhere":
-            monkeypatch.setattr("lib.shared_token_limiter.ASK_AGAIN_AFTER", 60)
+        ask_again_after = 0.03 if change == "settlement elsewhere" else 60
+        monkeypatch.setattr("lib.shared_token_limiter.ASK_AGAIN_AFTER", ask_again_after)
         shared, elsewhere = limiter(redis), limiter(redis)
         first, other = shared.reserve(50), elsewhere.reserve(50)
         make_room: dict[str, Callable[[], object]] = {
@@ -208,27 +192,21 @@ class TestWaiting:
             "settlement elsewhere": lambda: other.settle(0),
             "limit": lambda: setattr(shared, "max_tokens_per_minute", 200),
         }
-        threading.Timer(0.05, make_room[change]).start()
+        threading.Timer(0.02, make_room[change]).start()
         assert 0 < reserve(shared, 40, 30).waited < 30
 
     def test_a_large_request_is_not_overtaken_by_small_ones_of_its_process(
         self, redis: Ledger
     ) -> None:
-        shared, done = limiter(redis), list[int]()
+        shared = limiter(redis)
         first = shared.reserve(60)
-
-        def wait_for(tokens: int) -> None:
-            reservation = shared.reserve(tokens)
-            done.append(tokens)
-            reservation.settle(0)
-
         with ThreadPoolExecutor(3) as pool:
-            for waiting, tokens in enumerate((80, 10, 5), 1):
-                pool.submit(wait_for, tokens)
-                while f"waiting={waiting}" not in repr(shared):
-                    pass
+            large, *small = [join_line(pool, shared, tokens) for tokens in (80, 10, 5)]
+            assert not any(reservation.done() for reservation in small)
             first.settle(0)
-        assert done[0] == 80
+            for reservation in (large, *small):
+                reservation.result(timeout=10)
+        assert shared.available == 5
 
 
 class TestGivingUp:
@@ -270,13 +248,14 @@ class TestGivingUp:
         assert shared.available == 100
 
     def test_ctrl_c_leaves_no_place(self, redis: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-        shared = limiter(redis)
+        shared, interruptions = limiter(redis), iter([KeyboardInterrupt])
         shared.reserve(100)
 
-        def interrupt(*arguments: Any) -> None:
-            raise KeyboardInterrupt
+        def interrupt_once() -> None:
+            for interruption in interruptions:
+                raise interruption
 
-        monkeypatch.setattr("lib.rate_limiter.Caller.sleep", interrupt)
+        during(redis, monkeypatch, interrupt_once)
         with pytest.raises(KeyboardInterrupt):
             shared.reserve(50)
         assert redis.callers == set()
@@ -301,24 +280,19 @@ class TestGivingUp:
 
 
 class TestPause:
-    def test_it_holds_every_limiter_of_the_name(self, reserve: Reserve, redis: Ledger) -> None:
+    def test_it_holds_every_limiter_of_the_name(self, redis: Ledger) -> None:
         limiter(redis).pause(1.5)
-        with pytest.raises(TokenLimitTimeoutError):
-            reserve(limiter(redis), 1, 0)
+        assert rejects(limiter(redis), 1)
         redis.clock.now += 1.5
-        reserve(limiter(redis), 1, 0)
+        assert not rejects(limiter(redis), 1)
 
-    def test_without_redis_it_holds_this_process(self, redis: Ledger) -> None:
-        shared = limiter(redis, local_share=1)
-        redis.error = ConnectionError("refused")
-        shared.pause(30)
-        assert rejects(shared, 1)
-
-    def test_it_outlasts_the_loss_of_redis(self, redis: Ledger) -> None:
-        shared = limiter(redis, local_share=1)
+    @pytest.mark.parametrize("lost", ["before", "after"])
+    def test_without_redis_it_holds_this_process(self, lost: str, redis: Ledger) -> None:
+        shared, refused = limiter(redis, local_share=1), ConnectionError("refused")
+        redis.error = refused if lost == "before" else None
         for seconds in (30, 0):
             shared.pause(seconds)
-        redis.error = ConnectionError("refused")
+        redis.error = refused
         assert rejects(shared, 1)
 
 
@@ -355,7 +329,7 @@ class TestEventLoop:
 
 
 class TestWithoutRedis:
-    def test_each_process_limits_itself_to_its_share(self, reserve: Reserve, redis: Ledger) -> None:
+    def test_each_process_limits_itself_to_its_share(self, reserve: Method, redis: Ledger) -> None:
         shared = limiter(redis, local_share=0.5)
         redis.error = ConnectionError("refused")
         reserve(shared, 50, 0)
@@ -404,14 +378,13 @@ class TestWithoutRedis:
         ]
 
     def test_a_rejected_password_is_an_error_and_no_outage(
-        self, reserve: Reserve, redis: Ledger
+        self, reserve: Method, redis: Ledger
     ) -> None:
         shared = limiter(redis)
         redis.error = AuthenticationError("invalid username-password pair")
         with pytest.raises(RedisAccessError, match=r"'api' \(invalid username-password pair\)"):
             reserve(shared, 1)
         assert repr(shared) == "SharedTokenLimiter('api', 100, shared, waiting=0)"
-        assert not is_retryable(RedisAccessError())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -420,9 +393,7 @@ class TestFork:
         shared = limiter(redis)
         first = shared.reserve(100)
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(shared.reserve, 50)
-            while not redis.callers:
-                pass
+            waiting = join_line(pool, shared, 50)
 
             def settle_and_reserve() -> str:
                 first.settle(0)

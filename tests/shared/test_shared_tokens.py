@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from conftest import Method
 from lib.client import Limits
 from lib.mock_server import MockServer
-from lib.shared_token_limiter import SharedTokenLimiter, TokenLimitTimeoutError
+from lib.shared_token_limiter import SharedTokenLimiter
 from shared.fleet import Fleet, client
 from shared.redis_server import RedisServer
 from shared.token_worker import MAX_TOKENS
-from support import most_in_any_window
+from support import most_in_any_window, rejects
 
-Reserve = Callable[..., Any]
 SHORT_WINDOW = 0.6  # seconds
-
-
-@pytest.fixture(params=["reserve", "reserve_async"])
-def reserve(request: pytest.FixtureRequest) -> Reserve:
-    if request.param == "reserve":
-        return lambda limiter, *arguments: limiter.reserve(*arguments)
-    return lambda limiter, *arguments: asyncio.run(limiter.reserve_async(*arguments))
 
 
 @pytest.fixture
@@ -43,19 +34,10 @@ def limiter(
     return SharedTokenLimiter(connections, name, max_tokens_per_minute=limit, **settings)
 
 
-def rejects(shared: SharedTokenLimiter, tokens: int) -> bool:
-    """Return True if there is no room for the tokens now; else they are booked."""
-    try:
-        shared.reserve(tokens, timeout=0)
-    except TokenLimitTimeoutError:
-        return True
-    return False
-
-
 class TestLedger:
     @pytest.mark.parametrize("used", [0, 70, 120])
     def test_settling_corrects_the_estimate(
-        self, server: RedisServer, name: str, reserve: Reserve, used: int
+        self, server: RedisServer, name: str, reserve: Method, used: int
     ) -> None:
         reservation = reserve(limiter(server, name), 70)
         assert limiter(server, name).available == 30
@@ -64,7 +46,7 @@ class TestLedger:
 
     @pytest.mark.usefixtures("short_window")
     def test_a_booking_counts_for_the_window_and_a_sixtieth(
-        self, server: RedisServer, name: str, reserve: Reserve
+        self, server: RedisServer, name: str, reserve: Method
     ) -> None:
         shared = limiter(server, name)
         booked_at = time.monotonic()
@@ -162,7 +144,7 @@ class TestFairness:
 
 
 class TestPause:
-    def test_it_holds_all_processes(self, server: RedisServer, name: str, reserve: Reserve) -> None:
+    def test_it_holds_all_processes(self, server: RedisServer, name: str, reserve: Method) -> None:
         limiter(server, name).pause(0.5)
         paused_at = time.monotonic()
         assert rejects(limiter(server, name), 1)
@@ -177,7 +159,7 @@ class TestPause:
 class TestClock:
     @pytest.mark.usefixtures("short_window")
     def test_one_that_steps_back_costs_nothing(
-        self, server: RedisServer, name: str, reserve: Reserve
+        self, server: RedisServer, name: str, reserve: Method
     ) -> None:
         """The key is as it was written before the step: ten minutes ahead of the clock."""
         in_ten_minutes = (time.time() + 600) * 1000
@@ -195,7 +177,7 @@ class TestClock:
 class TestKey:
     @pytest.mark.parametrize("nonsense", [b"rubbish", b"\xff", b"-5", b"nan", b"inf", b"1e999"])
     def test_nonsense_in_it_is_ignored(
-        self, nonsense: bytes, server: RedisServer, name: str, reserve: Reserve
+        self, nonsense: bytes, server: RedisServer, name: str, reserve: Method
     ) -> None:
         seconds = range(int(time.time()) - 1, int(time.time()) + 3)
         names = [
@@ -242,7 +224,7 @@ class TestWithoutRedis:
         assert caplog.text.count("Redis can't be used") == 1
 
     def test_a_silent_server_holds_a_caller_for_the_socket_timeout_only(
-        self, own_server: RedisServer, name: str, reserve: Reserve
+        self, own_server: RedisServer, name: str, reserve: Method
     ) -> None:
         shared = limiter(own_server, name, timeout=0.3, local_share=1)
         reserve(shared, 10)
