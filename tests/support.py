@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dis
 import functools
@@ -20,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import CodeType, FrameType
@@ -313,17 +312,6 @@ def rejects(limiter: Any, tokens: int) -> bool:
     except TimeoutError:
         return True
     return False
-
-
-@contextlib.contextmanager
-def left_behind(job: Callable[[], Coroutine[Any, Any, object]]) -> Iterator[Callable[[], None]]:
-    """Begin a task in an event loop; give a function that closes the loop without cancelling it."""
-    loop = asyncio.new_event_loop()
-    loop.set_exception_handler(lambda *_: None)  # which would tell of the pending task
-    task = loop.create_task(job())
-    loop.run_until_complete(asyncio.sleep(0))
-    yield loop.close
-    del task
 
 
 class StartTimes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from lib.resilient_client import ResilientMistralClient
 from lib.shared_token_limiter import RedisAccessError, SharedTokenLimiter, TokenLimitTimeoutError
 from lib.token_limiter import TokenLimiter
 from support import (
-    in_forked_child,
     interrupt_everywhere,
     join_line,
     rejects,
@@ -139,10 +137,6 @@ class TestLedger:
             reservation.settle(10)
         assert limiter(redis).available == 90
 
-    def test_limits_of_different_names_do_not_touch(self, redis: Ledger) -> None:
-        limiter(redis).reserve(70)
-        assert limiter(redis, "other").available == 100
-
     def test_it_takes_the_place_of_a_token_limiter(self, redis: Ledger) -> None:
         shared = limiter(redis)
         pipeline = Pipeline(token_limiter=shared)
@@ -194,19 +188,6 @@ class TestWaiting:
         }
         threading.Timer(0.02, make_room[change]).start()
         assert 0 < reserve(shared, 40, 30).waited < 30
-
-    def test_a_large_request_is_not_overtaken_by_small_ones_of_its_process(
-        self, redis: Ledger
-    ) -> None:
-        shared = limiter(redis)
-        first = shared.reserve(60)
-        with ThreadPoolExecutor(3) as pool:
-            large, *small = [join_line(pool, shared, tokens) for tokens in (80, 10, 5)]
-            assert not any(reservation.done() for reservation in small)
-            first.settle(0)
-            for reservation in (large, *small):
-                reservation.result(timeout=10)
-        assert shared.available == 5
 
 
 class TestGivingUp:
@@ -365,18 +346,6 @@ class TestWithoutRedis:
         assert limiter(redis).available == 100 - 20 - 2 * (15 + 5)
         assert "shared" in repr(shared)
 
-    def test_an_outage_is_logged_once(
-        self, redis: Ledger, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        shared = limiter(redis)
-        redis.error = ConnectionError("refused")
-        for _ in range(3):
-            shared.reserve(1).settle(0)
-        assert [record.message for record in caplog.records] == [
-            "Redis can't be used (ConnectionError: refused); until it can, this process paces "
-            "itself at 10 % of the limit 'api'"
-        ]
-
     def test_a_rejected_password_is_an_error_and_no_outage(
         self, reserve: Method, redis: Ledger
     ) -> None:
@@ -385,24 +354,6 @@ class TestWithoutRedis:
         with pytest.raises(RedisAccessError, match=r"'api' \(invalid username-password pair\)"):
             reserve(shared, 1)
         assert repr(shared) == "SharedTokenLimiter('api', 100, shared, waiting=0)"
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-class TestFork:
-    def test_the_child_starts_with_an_empty_line(self, redis: Ledger) -> None:
-        shared = limiter(redis)
-        first = shared.reserve(100)
-        with ThreadPoolExecutor(1) as pool:
-            waiting = join_line(pool, shared, 50)
-
-            def settle_and_reserve() -> str:
-                first.settle(0)
-                shared.reserve(50)
-                return repr(shared)
-
-            assert "waiting=0" in in_forked_child(settle_and_reserve)
-            first.settle(0)
-            waiting.result(timeout=10)
 
 
 class TestSignalHandler:

@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import itertools
 import math
-import os
 import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import pytest
@@ -21,15 +19,12 @@ import pytest
 from conftest import FakeClock, Method
 from examples.simulations.virtual_time import simulate
 from lib.circuit_breaker import is_service_failure
-from lib.client import Limits, MistralClient
-from lib.mock_server import MockServer
+from lib.client import Limits
 from lib.retry import is_retryable
 from lib.token_limiter import TokenLimiter, TokenLimitTimeoutError, estimate_tokens
 from support import (
-    in_forked_child,
     interrupt_everywhere,
     join_line,
-    left_behind,
     most_in_any_window,
     rejects,
     run_in_threads,
@@ -180,25 +175,6 @@ class TestTimeout:
 
 
 class TestGivingUp:
-    def test_cancelled_tasks_leave_the_line_and_the_others_move_up(self) -> None:
-        limiter = TokenLimiter(100)
-
-        async def main() -> None:
-            first = await limiter.reserve_async(100)
-            tasks = [asyncio.create_task(limiter.reserve_async(100)) for _ in range(5)]
-            last = asyncio.create_task(limiter.reserve_async(100))
-            await asyncio.sleep(0.01)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            assert not last.done()
-            first.settle(0)
-            await asyncio.wait_for(last, 10)
-            assert asyncio.all_tasks() == {asyncio.current_task()}
-
-        asyncio.run(main())
-        assert limiter.available == 0
-
     def test_ctrl_c_anywhere_leaves_nobody_in_line_and_a_true_ledger(
         self, clock: FakeClock
     ) -> None:
@@ -216,42 +192,6 @@ class TestGivingUp:
                 assert rejects(limiter, 1)
                 clock.now += 100
         assert points > 40
-
-    def test_a_task_whose_event_loop_is_closed_blocks_nobody(self) -> None:
-        limiter = TokenLimiter(100)
-        first = limiter.reserve(100)
-        with (
-            left_behind(lambda: limiter.reserve_async(10)) as close_loop,
-            ThreadPoolExecutor(1) as pool,
-        ):
-            second = join_line(pool, limiter, 10)
-            close_loop()
-            first.settle(0)
-            assert second.result(timeout=10).tokens == 10
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-class TestFork:
-    def test_the_child_keeps_the_ledger_and_starts_with_an_empty_line(self) -> None:
-        limiter = TokenLimiter(100)
-        first = limiter.reserve(100)
-        with ThreadPoolExecutor(2) as pool:
-            for _ in range(2):
-                join_line(pool, limiter, 50)
-
-            def settle_and_reserve() -> str:
-                first.settle(0)
-                limiter.reserve(50)
-                return repr(limiter)
-
-            children = [
-                in_forked_child(partial(repr, limiter)),
-                in_forked_child(settle_and_reserve),
-            ]
-            first.settle(0)
-        assert children == [
-            f"TokenLimiter(100, available={available}, waiting=0)" for available in (0, 50)
-        ]
 
 
 class TestSignalHandler:
@@ -369,28 +309,6 @@ class TestEstimate:
         assert 10_000 < estimate_tokens([answer], 0) < 10_020
         parts = [{"type": "text", "text": "a" * 40_000}] * 2
         assert 20_000 < estimate_tokens([{"role": "user", "content": parts}], 0) < 20_020
-
-
-class TestAgainstAServer:
-    def test_threads_that_share_a_token_limiter_get_no_429(self) -> None:
-        limiter = TokenLimiter(400)
-        messages = [{"role": "user", "content": "word " * 2}]
-
-        def call(url: str) -> None:
-            with MistralClient("k", base_url=url) as client:
-                for _ in range(4):
-                    try:
-                        reservation = limiter.reserve(estimate_tokens(messages, 20), timeout=1)
-                    except TokenLimitTimeoutError:
-                        return
-                    usage = client.chat(messages, max_tokens=20).usage
-                    assert usage is not None
-                    reservation.settle(usage.total_tokens)
-
-        with MockServer(tokens_per_minute=400) as server:
-            run_in_threads(16, lambda: call(server.url))
-            assert {request.outcome for request in server.log} == {"200"}
-            assert len(server.log) > 40
 
 
 class TestArguments:
