@@ -370,8 +370,7 @@ class SharedTokenReservation:
             return 0.0
         if now >= caller.gives_up_at and (self.has_asked or caller.ahead):
             raise TokenLimitTimeoutError(caller.too_late(f"no room for {self.tokens} tokens"))
-        until_ask = math.inf if caller.ahead else ASK_AGAIN_AFTER
-        return max(1e-6, min(until_ask, caller.gives_up_at - now))
+        return max(1e-6, min(ASK_AGAIN_AFTER, caller.gives_up_at - now))
 
 
 def _milliseconds(seconds: float) -> int:

@@ -188,6 +188,7 @@ class TestWaiting:
         }
         threading.Timer(0.02, make_room[change]).start()
         assert 0 < reserve(shared, 40, 30).waited < 30
+        assert len(redis.calls) < 20
 
 
 class TestGivingUp:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import math
+import os
 import random
 import threading
 import time
@@ -23,11 +24,13 @@ from lib.client import Limits
 from lib.retry import is_retryable
 from lib.token_limiter import TokenLimiter, TokenLimitTimeoutError, estimate_tokens
 from support import (
+    in_forked_child,
     interrupt_everywhere,
     join_line,
     most_in_any_window,
     rejects,
     run_in_threads,
+    thread_paused_at_the_clock,
 )
 
 
@@ -51,10 +54,12 @@ class TestLedger:
     def test_settled_tokens_count_from_the_settlement_on(self, clock: FakeClock) -> None:
         """The server may have booked them at any moment in between."""
         limiter = TokenLimiter(100)
-        reservation = limiter.reserve(70)
+        reservation, _ = limiter.reserve(60), limiter.reserve(40)
         clock.now += 20
         reservation.settle(50)
-        for seconds, available in ((59.9, 50), (0.1, 100)):
+        clock.now += 40
+        assert not rejects(limiter, 50)  # the other one counts no more
+        for seconds, available in ((19.9, 0), (0.1, 50)):
             clock.now += seconds
             assert limiter.available == available
 
@@ -192,6 +197,16 @@ class TestGivingUp:
                 assert rejects(limiter, 1)
                 clock.now += 100
         assert points > 40
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+class TestFork:
+    def test_the_child_waits_for_no_lock_of_the_parent(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        limiter, limits = TokenLimiter(100), Limits(remaining_tokens=90)
+        with thread_paused_at_the_clock(monkeypatch, lambda: limiter.observe(limits)):
+            assert in_forked_child(lambda: limiter.reserve(100).waited) == 0
 
 
 class TestSignalHandler:
