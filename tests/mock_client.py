@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import pytest
+
 from lib.mock_server import MockServer
 
 KEY = "sk-0123456789-secret"
@@ -124,9 +126,7 @@ def request_in_progress(server: MockServer, body: Any = HELLO) -> Iterator[socke
         yield connection
 
 
-def is_silent(connection: socket.socket) -> bool:
+def assert_silent(connection: socket.socket) -> None:
     connection.settimeout(0.05)
-    try:
-        return not connection.recv(1) and False
-    except TimeoutError:
-        return True
+    with pytest.raises(TimeoutError):
+        connection.recv(1)

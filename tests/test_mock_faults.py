@@ -17,7 +17,7 @@ from mock_client import (
     REQUEST,
     STREAM,
     Reply,
-    is_silent,
+    assert_silent,
     raw_request,
     request,
     request_in_progress,
@@ -216,7 +216,7 @@ class TestFaults:
                 while len(received) < len(half):
                     received += connection.recv(65536)
                 assert len(received) == len(half)
-                assert is_silent(connection)
+                assert_silent(connection)
 
     def test_streamerror_without_a_stream_is_only_the_error(self) -> None:
         with MockServer("streamerror") as server:
@@ -225,7 +225,7 @@ class TestFaults:
 
     def test_timeout_never_responds(self) -> None:
         with MockServer("timeout") as server, request_in_progress(server) as connection:
-            assert is_silent(connection)
+            assert_silent(connection)
 
     def test_slow_responds_later_and_delays_nobody_else(self) -> None:
         with MockServer("slow:0.05,slow:60") as server:
