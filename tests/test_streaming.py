@@ -137,19 +137,6 @@ class TestPieces:
         assert result.text == "Hi \U0001f600!\ufffd"
         assert all(piece.encode() for piece in result.pieces)
 
-    @pytest.mark.parametrize(
-        ("content", "text"),
-        [
-            ([{"type": "thinking", "thinking": []}, {"type": "text", "text": "Yes"}], "Yes"),
-            (None, ""),
-            (5, ""),
-            ([5, {"type": "text", "text": None}], ""),
-        ],
-        ids=str,
-    )
-    def test_text_of_every_shape_of_content(self, content: Any, text: str) -> None:
-        assert read_whole(event(content), event("", "stop"), END).text == text
-
     def test_only_the_first_of_several_choices(self) -> None:
         result = read_whole(
             event("Paris"), event("Rome", index=1), event(" is big.", "stop"),
