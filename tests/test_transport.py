@@ -48,6 +48,7 @@ from lib.mock_server import MockServer
 from lib.response import MAX_RESPONSE_BYTES
 from lib.total_timeout import TotalTimeoutAdapter
 from support import (
+    CERTIFICATE,
     CHAT_URL,
     Handler,
     RawServer,
@@ -394,10 +395,9 @@ class TestConnections:
 
     def test_close(self) -> None:
         with RawServer(GOOD_RESPONSE, then="next") as server:
-            client = client_of(server)
-            client.chat(HELLO)
-            assert not server.client_left.is_set()
-            client.close()
+            with client_of(server) as client:
+                client.chat(HELLO)
+                assert not server.client_left.is_set()
             assert server.client_left.wait(10)
 
     def test_a_session_of_your_own_is_used_as_it_is_and_left_open(self) -> None:
@@ -448,6 +448,17 @@ class TestRedirect:
             assert isinstance(error, APIStatusError), location
 
 
+def dripping(first: bytes) -> Handler:
+    def drip(connection: socket.socket, stopping: threading.Event) -> None:
+        connection.recv(65536)
+        connection.sendall(first)
+        for _ in range(200):
+            stopping.wait(0.01)
+            connection.sendall(b" ")
+
+    return drip
+
+
 class TestTotalTimeout:
     """tests/test_total_timeout.py holds what a server can do; here, the call says it in words."""
 
@@ -459,14 +470,15 @@ class TestTotalTimeout:
         assert str(error) == "127.0.0.1 did not respond within the total timeout of 0.05 s"
 
     def test_a_body_that_drips(self, session: requests.Session | None) -> None:
-        def drip(connection: socket.socket, stopping: threading.Event) -> None:
-            connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-            while not stopping.wait(0.01):
-                connection.sendall(b" ")
-
-        with serving(drip) as url:
+        with serving(dripping(b"HTTP/1.1 200 OK\r\n\r\n")) as url:
             error = failure(url, timeout=60, total_timeout=0.05, session=session)
+        assert type(error) is APITimeoutError
+
+    @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+    def test_a_header_that_drips(self, monkeypatch: pytest.MonkeyPatch, tls: bool) -> None:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", CERTIFICATE)
+        with serving(dripping(b"HTTP/1.1 503 Busy\r\nX-Filler: "), tls=tls) as url:
+            error = failure(url, timeout=60, total_timeout=0.1)
         assert type(error) is APITimeoutError
 
     def test_an_upload(self) -> None:
