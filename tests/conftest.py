@@ -15,7 +15,7 @@ import pytest
 import responses
 from responses.registries import OrderedRegistry
 
-from support import MODELS_URL, ROOT, SETTINGS, Outcome
+from support import MODELS_URL, ROOT, SETTINGS, Method, Outcome
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +66,6 @@ def call(request: pytest.FixtureRequest) -> Call:
         return asyncio.run(helper.call_async(awaited))
 
     return call_async if request.param == "call_async" else lambda helper, op: helper.call(op)
-
-
-Method = Callable[..., Any]
 
 
 def method(name: str) -> Method:

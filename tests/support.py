@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import pytest
 
 T = TypeVar("T")
+Method = Callable[..., Any]  # of a limiter; see the fixtures ``acquire`` and ``reserve``
 _sleep = time.sleep  # the real one: a test may replace it
 _environment = dict(os.environ)  # before any test changes it
 

@@ -17,12 +17,13 @@ from unittest.mock import Mock, patch
 
 import pytest
 
-from conftest import FakeClock, Method
+from conftest import FakeClock
 from examples.simulations.virtual_time import simulate
 from lib.circuit_breaker import is_service_failure
 from lib.rate_limiter import RateLimiter, RateLimitTimeoutError
 from lib.retry import is_retryable
 from support import (
+    Method,
     StartTimes,
     in_forked_child,
     interrupt_everywhere,

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from conftest import FakeClock, Method
+from conftest import FakeClock
 from fake_redis import AuthenticationError, FakeRedis
 from lib.circuit_breaker import is_service_failure
 from lib.pipeline import RequestLimiter
 from lib.rate_limiter import RateLimitTimeoutError
 from lib.retry import is_retryable
 from lib.shared_rate_limiter import RedisAccessError, SharedRateLimiter
-from support import in_forked_child, run_in_threads
+from support import Method, in_forked_child, run_in_threads
 
 INTERVAL = 1 / 0.985  # seconds between two starts at 60 per minute
 LOCAL_INTERVAL = 10 * INTERVAL

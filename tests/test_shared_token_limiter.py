@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from conftest import FakeClock, Method
+from conftest import FakeClock
 from fake_redis import AuthenticationError, FakeRedis
 from lib.client import Limits, MistralClient
 from lib.pipeline import Pipeline
@@ -24,6 +24,7 @@ from lib.resilient_client import ResilientMistralClient
 from lib.shared_token_limiter import RedisAccessError, SharedTokenLimiter, TokenLimitTimeoutError
 from lib.token_limiter import TokenLimiter
 from support import (
+    Method,
     interrupt_everywhere,
     join_line,
     rejects,

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from conftest import FakeClock, Method
+from conftest import FakeClock
 from examples.simulations.virtual_time import simulate
 from lib.circuit_breaker import is_service_failure
 from lib.client import Limits
 from lib.retry import is_retryable
 from lib.token_limiter import TokenLimiter, TokenLimitTimeoutError, estimate_tokens
 from support import (
+    Method,
     in_forked_child,
     interrupt_everywhere,
     join_line,

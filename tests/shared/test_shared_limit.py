@@ -18,7 +18,6 @@ import redis
 import redis.asyncio
 import valkey
 
-from conftest import Method
 from lib.client import MistralClient
 from lib.mock_server import MockServer
 from lib.rate_limiter import RateLimitTimeoutError
@@ -26,7 +25,7 @@ from lib.resilient_client import ResilientMistralClient
 from lib.shared_rate_limiter import RedisAccessError, SharedRateLimiter
 from shared.fleet import CLIENTS, Fleet, client
 from shared.redis_server import RedisServer
-from support import ROOT, finish, most_in_any_window
+from support import ROOT, Method, finish, most_in_any_window
 
 PER_SECOND = 50  # 3,000 per minute
 INTERVAL = 1 / (0.985 * PER_SECOND)

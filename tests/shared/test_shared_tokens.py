@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from conftest import Method
 from lib.client import Limits
 from lib.mock_server import MockServer
 from lib.shared_token_limiter import SharedTokenLimiter
 from shared.fleet import Fleet, client
 from shared.redis_server import RedisServer
 from shared.token_worker import MAX_TOKENS
-from support import most_in_any_window, rejects
+from support import Method, most_in_any_window, rejects
 
 SHORT_WINDOW = 0.6  # seconds
 
