@@ -360,7 +360,8 @@ MAX_DEPTH = 8  # levels, with the record itself
 MAX_CONTAINERS = 1000  # in one record
 CONTAINERS = (Mapping, list, tuple, set, frozenset)
 
-_to_json = json.JSONEncoder(default=str).encode
+_to_json = json.JSONEncoder(default=str).encode  # an object becomes text
+_from_json = json.JSONDecoder(parse_constant=str).decode  # and so does NaN
 _to_strict_json = json.JSONEncoder(allow_nan=False).encode
 
 
@@ -415,7 +416,7 @@ class _Copier:
     def _copy(self, value: Any, around: tuple[int, ...]) -> Any:
         if isinstance(value, CONTAINERS):
             return self._copy_container(value, around)
-        plain = json.loads(_to_json(value), parse_constant=str)  # NaN and objects become text
+        plain = _from_json(_to_json(value))
         return self._redact(plain) if isinstance(plain, str) else plain
 
     def _copy_container(self, value: Any, around: tuple[int, ...]) -> Any:
@@ -428,8 +429,9 @@ class _Copier:
 
     def _copy_mapping(self, mapping: Mapping[Any, Any], around: tuple[int, ...]) -> dict[str, Any]:
         """Copy a mapping; in ``{"name": "api_key", "value": x}``, x is a secret."""
-        names_a_secret = any(map(SECRET_FIELD.search, map(_as_name, mapping.values())))
-        secret = SECRET_FIELD_OR_VALUE if names_a_secret else SECRET_FIELD
+        secret = SECRET_FIELD
+        if "value" in mapping and any(map(secret.search, map(_as_name, mapping.values()))):
+            secret = SECRET_FIELD_OR_VALUE
         redact_name = str if isinstance(mapping, Fields) else self._redact
         copied = {}
         for key, item in mapping.items():
