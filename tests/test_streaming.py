@@ -88,8 +88,9 @@ def stream_of(*response: bytes) -> Iterator[ChatStream]:
     with (
         RawServer(*response, then="silence") as server,
         MistralClient("key", base_url=server.url) as client,
+        client.stream(HELLO) as stream,
     ):
-        yield client.stream(HELLO)
+        yield stream
 
 
 def read_whole(*events: str) -> Read:
