@@ -122,7 +122,7 @@ class TestErrors:
     ("line", "reason"),
     [
         ('{"id": 1}', 'line 2: expected JSON with "id" and "prompt"'),
-        ("Hello!", 'line 2: expected JSON with "id" and "prompt"'),
+        ("[1]", 'line 2: expected JSON with "id" and "prompt"'),
         ("", 'line 2: expected JSON with "id" and "prompt"'),
         ('{"id": [1], "prompt": "a"}', "line 2: the id must be a text or a number"),
         ('{"id": 0, "prompt": "again"}', "the id 0 is there twice"),

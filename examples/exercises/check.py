@@ -110,13 +110,13 @@ def not_started(path: Path) -> bool:
         tree = ast.parse(path.read_bytes())
     except SyntaxError:
         return False
-    functions = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name != "__init__"
-    ]
-    bodies = [[ast.unparse(line) for line in function.body[1:]] for function in functions]
-    return bool(bodies) and all(body == ["raise NotImplementedError"] for body in bodies)
+    bodies = {
+        ast.unparse(ast.Module(function.body[1:], type_ignores=[]))
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and function.name != "__init__"
+    }
+    return bodies == {"raise NotImplementedError"}
 
 
 def _progress(number: int, path: Path) -> str:

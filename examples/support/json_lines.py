@@ -20,7 +20,7 @@ def read_prompts(path: Path, answers: Path) -> dict[Any, str]:
     if path.resolve() == answers.resolve():
         raise UsageError("The answers need a file of their own.")
     prompts: dict[Any, str] = {}
-    for entry in read_lines(path, path.read_bytes(), ("id", "prompt")):
+    for entry in read_lines(path, path.read_bytes(), "prompt"):
         if entry["id"] in prompts:
             raise UsageError(f"{path}: the id {entry['id']!r} is there twice.")
         prompts[entry["id"]] = entry["prompt"]
@@ -35,27 +35,26 @@ def read_done(path: Path) -> set[Any]:
     """
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
-    results = read_lines(path, whole, ("id", "answer"))
+    results = read_lines(path, whole, "answer")
     cut = content[len(whole) :]
-    if cut and not cut.startswith(BEGINNING[: len(cut)]):
+    if not cut.startswith(BEGINNING[: len(cut)]):
         raise UsageError(f"{path} does not end with an answer: name another file.")
     if cut:
         os.truncate(path, len(whole))
     return {result["id"] for result in results if not result.get("retryable")}
 
 
-def read_lines(path: Path, content: bytes, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return the JSON object in each line. Raise UsageError for a line without these fields."""
+def read_lines(path: Path, content: bytes, field: str) -> list[dict[str, Any]]:
+    """Return the JSON object in each line. Raise UsageError for one without an id or this field."""
     entries = []
     for number, line in enumerate(content.splitlines(), 1):
         try:
             entry = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError):
-            entry = None
-        if not isinstance(entry, dict) or not entry.keys() >= set(fields):
-            needed = " and ".join(f'"{field}"' for field in fields)
-            raise UsageError(f"{path}, line {number}: expected JSON with {needed}.")
-        if not isinstance(entry["id"], (str, int)):
+            key, _ = entry["id"], entry[field]
+        except (ValueError, RecursionError, TypeError, KeyError):
+            needed = f'"id" and "{field}"'
+            raise UsageError(f"{path}, line {number}: expected JSON with {needed}.") from None
+        if not isinstance(key, (str, int)):
             raise UsageError(f"{path}, line {number}: the id must be a text or a number.")
         entries.append(entry)
     return entries
