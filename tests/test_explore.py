@@ -67,6 +67,26 @@ class Mailbox:
                 return None
             return self.letters.pop()
 """
+STUCK = """
+import threading
+
+changed, never, ended = threading.Condition(), threading.Lock(), []
+never.acquire()
+
+def wait():
+    try:
+        with changed:
+            changed.wait()  # takes its lock again before it raises an error
+    finally:
+        ended.append("wait")
+
+def hold():
+    try:
+        with changed, never:
+            pass
+    finally:
+        ended.append("hold")
+"""
 
 
 def load(folder: Path, source: str) -> Any:
@@ -114,6 +134,12 @@ class TestExplore:
     def test_deadlock_does_not_affect_the_next_exploration(self, counters: Any) -> None:
         assert explore_counter(counters, "deadlock", "in_reverse")
         assert explore_counter(counters, "add_with_lock", "add_with_lock") is None
+
+    def test_deadlock_is_reported_when_all_threads_have_ended(self, tmp_path: Path) -> None:
+        solution = load(tmp_path, STUCK)
+        with pytest.raises(DeadlockError, match=r"^deadlock: thread 1 .+ line 10: .+; thread 2 "):
+            rules.run_in_threads(solution, solution.wait, solution.hold)
+        assert solution.ended == ["hold", "wait"]
 
     @pytest.mark.parametrize(
         ("threads", "most"),
