@@ -502,6 +502,11 @@ class TestTokens:
         assert run(pipeline, ending_in(result), tokens=self.ESTIMATE) is result
         assert limiter.available == 1000 - self.ESTIMATE
 
+    def test_no_estimate(self, run: Run) -> None:
+        limiter = TokenLimiter(1000)
+        run(Pipeline(token_limiter=limiter), ending_in("result"))
+        assert limiter.available == 1000
+
     def test_the_operation_knows_better(self, run: Run) -> None:
         def operation(attempt: Attempt) -> Any:
             attempt.settle(7)
