@@ -520,9 +520,11 @@ class TestTokens:
     @pytest.mark.parametrize(
         ("error", "booked"),
         [
-            (AuthenticationError(401, "No"), 0),
+            (foreign(400), 0),
             (foreign(503), 0),
-            (foreign(504), ESTIMATE),  # the server may have done the work all the same
+            (foreign(408), ESTIMATE),  # the server may have done the work all the same
+            (foreign(504), ESTIMATE),
+            (foreign(524), ESTIMATE),
             (InvalidRequestError("messages must be a list"), 0),
             (APITimeoutError("too late"), ESTIMATE),
             (APIResponseValidationError("truncated"), ESTIMATE),
