@@ -407,7 +407,7 @@ class TestRetryAfter:
         self, monkeypatch: pytest.MonkeyPatch, retry_after: Any, paused: float
     ) -> None:
         """Not for longer than the retrier's max_retry_after; a senseless number is ignored."""
-        limiter, token_limiter = RateLimiter(), TokenLimiter(1000)
+        limiter, token_limiter = RateLimiter(10**9), TokenLimiter(1000)
         told: list[float] = []
         for each in (limiter, token_limiter):
             monkeypatch.setattr(each, "pause", told.append)
