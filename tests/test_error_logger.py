@@ -199,6 +199,25 @@ class TestManyWriters:
         assert types_in(path) == list("012345")
         assert path.read_bytes().splitlines(keepends=True) == written
 
+    @on_posix
+    def test_processes_that_share_a_file_lose_no_line(self, path: Path) -> None:
+        logger = ErrorLogger(path)
+
+        def write_beside_a_child() -> None:
+            if child := os.fork():
+                write()
+                os.waitpid(child, 0)
+            else:
+                write()
+                os._exit(0)
+
+        def write() -> None:
+            for number in range(200):
+                logger.log_request(str(number), True)
+
+        in_forked_child(write_beside_a_child)
+        assert sorted(types_in(path)) == sorted([str(number) for number in range(200)] * 2)
+
 
 class TestPath:
     def test_a_change_of_the_working_directory_does_not_move_the_log(

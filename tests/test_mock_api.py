@@ -331,6 +331,7 @@ class TestOpenAIDialect:
         assert reply.choice["finish_reason"] == "length"
         assert reply.headers["x-request-id"]
         assert request(openai, method="GET", path=f"{MODELS}/my-model").json["id"] == "my-model"
+        assert request(openai, method="GET", path=f"{MODELS}/").json["object"] == "list"
 
     def test_usage_of_a_stream_on_request(self, openai: MockServer) -> None:
         plain = request(openai, STREAM).chunks

@@ -109,10 +109,10 @@ class API:
         return json_response(*self.dialect.invalid(list(wrong)))
 
     def _models(self, rest: str) -> Response:
-        if not rest:
+        name = rest.removeprefix("/")
+        if not name:
             models = [self._model(each) for each in self.dialect.models]
             return json_response(200, {"object": "list", "data": models})
-        name = rest.removeprefix("/")
         if not self.dialect.has_model(name):
             return self._not_found()
         return json_response(200, self._model(name))
