@@ -87,7 +87,7 @@ class TestWrongSolutions:
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-6)
         try:
-            for slip, problem in list(zip(SLIPS, verdicts["wrong"], strict=True)):
+            for slip, problem in zip(SLIPS, verdicts["wrong"], strict=True):
                 if "thread" in slip.rule:
                     assert problem_of(slip) == problem
         finally:
