@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from conftest import RunScript
+from conftest import Commands
 from examples.failure_scenarios import SCENARIOS
 from examples.support.timeline import timeline
 from lib.mock_server import LoggedRequest
-from support import EXPECTED, ROOT, SCRIPTS, transcript
+from support import EXPECTED, ROOT, SCRIPTS, run, transcript
 from test_transcripts import TIMELINES
 
 WORKSHOP = (ROOT / "examples" / "README.md").read_text("utf-8")
@@ -29,6 +30,10 @@ class Change(NamedTuple):
     arguments: str
     shown: str
 
+    @property
+    def path(self) -> Path:
+        return ROOT / "examples" / f"{self.script}.py"
+
 
 CHANGES = [
     Change(*found)
@@ -38,6 +43,21 @@ CHANGES = [
         WORKSHOP,
     )
 ]
+
+# Runs a script with a change: argv is its path, what is replaced, by what, and its arguments.
+RUN_CHANGED = """
+import pathlib, sys
+__file__, before, after = sys.argv[1:4]
+sys.argv[:4] = [__file__]
+source = pathlib.Path(__file__).read_text("utf-8").replace(before, after)
+exec(compile(source, __file__, "exec"))
+"""
+COMMANDS = {
+    f"changed {each.script}": partial(
+        run, "-c", RUN_CHANGED, str(each.path), each.before, each.after, *each.arguments.split()
+    )
+    for each in CHANGES
+}
 
 
 def test_every_scenario_is_shown_with_its_command_and_output() -> None:
@@ -69,24 +89,12 @@ def test_every_lesson_has_a_change() -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.script)
-def test_change_prints_what_the_page_says(
-    change: Change,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    run_script: RunScript,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    source = (ROOT / "examples" / f"{change.script}.py").read_text("utf-8")
+def test_change_prints_what_the_page_says(change: Change, commands: Commands) -> None:
+    source = change.path.read_text("utf-8")
     if source.count(change.before) != 1 and not os.environ.get("CI"):
         pytest.skip(f"it has been changed already: git restore examples/{change.script}.py")
     assert source.count(change.before) == 1
-    changed = source.replace(change.before, change.after)
-    (tmp_path / f"{change.script}.py").write_text(changed, "utf-8")
-    monkeypatch.setenv("MISTRAL_LOG_FILE", str(tmp_path / "errors.log"))
-    if change.script != "03_rate_limits":  # the slow responses there need real time
-        request.getfixturevalue("clock")
-        monkeypatch.setenv("MISTRAL_TIMEOUT", "0.7")
-    outcome = run_script(change.script, *change.arguments.split(), folder=tmp_path)
+    outcome = commands(f"changed {change.script}")
     assert change.shown in outcome.out, outcome.err
 
 
