@@ -594,7 +594,7 @@ class TestRedaction:
             "empty": 'Client(api_key="", host="localhost")',
             "unset": {"api_key": None, "password": "", "has_secret": True, "has_passwd": False},
             "setting": {"name": "size", "value": 3},
-            "argv": ["tool", "--page", "1", "password"],
+            "argv": ["tool", "password", "reset", "--page", "1"],
         }
         assert context_of(path, context) == context
 
