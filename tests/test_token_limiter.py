@@ -312,6 +312,7 @@ class TestEstimate:
             {"type": "image", "source": {"type": "base64", "data": "A" * 400_000}},
             {"type": "input_audio", "input_audio": "A" * 400_000},
             {"type": "document_url", "document_url": "data:application/pdf;base64," + "A" * 9999},
+            {"type": "file", "file": {"file_data": "data:application/pdf;base64," + "A" * 9999}},
         ],
         ids=lambda part: str(part["type"]),
     )
