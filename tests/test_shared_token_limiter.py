@@ -269,10 +269,12 @@ class TestPause:
         redis.clock.now += 1.5
         assert not rejects(limiter(redis), 1)
 
-    @pytest.mark.parametrize("lost", ["before", "after"])
+    @pytest.mark.parametrize("lost", ["long before", "before", "after"])
     def test_without_redis_it_holds_this_process(self, lost: str, redis: Ledger) -> None:
         shared, refused = limiter(redis, local_share=1), ConnectionError("refused")
-        redis.error = refused if lost == "before" else None
+        redis.error = refused if lost != "after" else None
+        if lost == "long before":
+            assert shared.available == 100
         for seconds in (30, 0):
             shared.pause(seconds)
         redis.error = refused
