@@ -354,6 +354,12 @@ class TestBlock:
         with serving(silent) as url, pytest.raises(requests.Timeout, match="total timeout"):
             asyncio.run(call())
 
+    def test_it_can_be_shortened_but_not_extended(self, clock: FakeClock) -> None:
+        with total_timeout(10) as deadline:
+            for seconds, left in ((60, 10), (2, 2), (5, 2)):
+                deadline.shorten(seconds)
+                assert deadline.remaining() == left
+
     def test_seconds(self) -> None:
         for seconds in (0, -1, float("nan"), "5", None):
             with pytest.raises(ValueError, match=r"^seconds must be a number > 0, got "):
