@@ -345,6 +345,15 @@ class TestOpenCircuit:
         assert raised.value is error
         assert breaker.state == "open"
 
+    def test_error_that_allows_no_reason_is_raised_all_the_same(self, run: Run) -> None:
+        class FrozenError(InternalServerError):
+            gave_up = property()
+
+        breaker = CircuitBreaker("api", failure_threshold=2)
+        retrying = Retrier(base_delay=0, on_wait=lambda *_: fail(breaker))
+        with pytest.raises(FrozenError):
+            run(Pipeline(retrier=retrying, breaker=breaker), ending_in(FrozenError(503, "Down")))
+
     def test_permanent_error_while_another_call_opens_it(self, run: Run) -> None:
         """It would not be retried anyway, and the reason must not send the reader elsewhere."""
         breaker = CircuitBreaker("api", failure_threshold=1)
