@@ -590,6 +590,19 @@ class TestInterruption:
         assert breaker.state == "closed"
         assert len(lines_in(log)) == 1, "the interrupted call has no line"
 
+    def test_ctrl_c_while_it_waits_for_a_slot_costs_no_tokens(self, run: Run) -> None:
+        class Limiter(RateLimiter):
+            def acquire(self, *_: Any, **__: Any) -> float:
+                raise KeyboardInterrupt
+
+            async def acquire_async(self, *_: Any, **__: Any) -> float:
+                raise KeyboardInterrupt
+
+        tokens = TokenLimiter(1000)
+        with pytest.raises(KeyboardInterrupt):
+            run(Pipeline(limiter=Limiter(), token_limiter=tokens), ending_in(), tokens=10)
+        assert tokens.available == 1000
+
     @pytest.mark.parametrize("form", ["call", "stream"])
     def test_ctrl_c_anywhere(self, form: str) -> None:
         breaker = CircuitBreaker("api", failure_threshold=1, recovery_timeout=0)
