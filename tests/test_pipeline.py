@@ -766,6 +766,16 @@ class TestStream:
         (line,) = lines_in(log)
         assert (line["success"], line["error"]["class"]) == (False, "HTTPStatusError")
 
+    def test_failure_after_the_circuit_has_opened(self) -> None:
+        """The reader gets the stream's own error, not the breaker's."""
+        breaker, error = CircuitBreaker("api", failure_threshold=1), down()
+        pieces = Pipeline(breaker=breaker).stream(ending_in(Pieces("a", error)))
+        assert next(pieces) == "a"
+        fail(breaker)
+        with pytest.raises(InternalServerError) as raised:
+            next(pieces)
+        assert raised.value is error
+
     def test_a_first_piece_is_a_success(self, read: Run, clock: FakeClock) -> None:
         """Else the probe of a half-open circuit would last as long as its reader likes."""
         breaker = CircuitBreaker("api", failure_threshold=1, recovery_timeout=0)
