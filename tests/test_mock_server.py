@@ -59,7 +59,7 @@ class TestRateLimit:
             1.0: (200, "0", None),
             1.25: (429, "0", 0.25),
             1.5: (200, "0", None),
-            9.0: (200, "1", None),
+            2.5: (200, "1", None),
         }
         with MockServer(requests_per_minute=2, window=window) as server:
             for part, (status, remaining, retry_after) in expected.items():
