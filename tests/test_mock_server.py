@@ -178,6 +178,11 @@ class TestBadRequests:
             send_bytes(server, data, more_may_follow=False)
             assert request(server).status == 200
 
+    def test_half_a_body_is_no_request(self) -> None:
+        with MockServer() as server:
+            assert send_bytes(server, REQUEST[:-5], more_may_follow=False) == b""
+            assert server.log == []
+
     def test_client_that_leaves_during_a_large_response_frees_its_thread(self) -> None:
         """The response is larger than both ends' buffers, so sending it must fail."""
         message = {"role": "user", "content": "x" * 1_000_000}
