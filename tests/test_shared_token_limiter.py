@@ -314,6 +314,10 @@ class TestEventLoop:
 
 
 class TestWithoutRedis:
+    def test_the_share_of_a_process_is_one_token_at_least(self, redis: Ledger) -> None:
+        redis.error = ConnectionError("refused")
+        assert limiter(redis, max_tokens_per_minute=5, local_share=0.1).available == 1
+
     def test_each_process_limits_itself_to_its_share(self, reserve: Method, redis: Ledger) -> None:
         shared = limiter(redis, local_share=0.5)
         redis.error = ConnectionError("refused")
