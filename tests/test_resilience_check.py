@@ -77,9 +77,11 @@ class TestCommand:
                 check_command([sys.executable, "-c", program], patience=0.5)
             return str(caught.value)
 
+        monkeypatch.setenv("OF_THE_USER", "mine")
         expected = {
             "": "sent no request .* OPENAI_BASE_URL .* It ended without an error",
             "import sys; sys.exit('KeyError: x\\nv20')": "exit code 1: KeyError: x",
+            "import os, sys; sys.exit(os.environ['OF_THE_USER'])": "exit code 1: mine",
             client_program().replace("print", "str"): f'did not print .* "{ANSWER}"',
             client_program() + "import time; time.sleep(60)": "It was still running",
         }
