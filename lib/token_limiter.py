@@ -109,7 +109,7 @@ class TokenLimiter:
     def _try_book(self, booking: TokenReservation, caller: Caller) -> float:
         """Book and return 0 if there is room; else return the seconds until there is."""
         now, limit, tokens = time.monotonic(), self.max_tokens_per_minute, booking.tokens
-        while self._ledger and (oldest := next(iter(self._ledger))).booked_at <= now - WINDOW:
+        while (oldest := self._oldest()) and oldest.booked_at <= now - WINDOW:
             self._used -= self._ledger[oldest]
             del self._ledger[oldest]
         has_room = self._used + min(tokens, limit) <= limit
@@ -127,8 +127,7 @@ class TokenLimiter:
             if booking.is_settled:
                 raise ValueError("this reservation is already settled: settle each one once")
             booking.is_settled = True
-            # They count from now on: the server booked them at some time before now.
-            self._book(booking, used)
+            self._book(booking, used)  # from now on: the server booked them before now
         self._line.wake_first()
 
     def observe(self, limits: Any) -> None:
@@ -158,10 +157,16 @@ class TokenLimiter:
         limit, available = self.max_tokens_per_minute, self.available
         return f"TokenLimiter({limit}, available={available}, waiting={len(self._line.callers)})"
 
+    def _oldest(self) -> Any:
+        for booking in self._ledger:  # next(iter(...)) is two steps: a signal handler may settle
+            return booking
+        return None
+
     def _book(self, booking: TokenReservation, tokens: int) -> None:
-        """From now on, count so many tokens for the booking, in place of those before."""
+        """Count ``tokens`` for the booking, for a minute from now, in place of those before."""
         booking.booked_at = time.monotonic()
-        self._used += tokens - self._ledger.get(booking, 0)
+        more = tokens - self._ledger.get(booking, 0)
+        self._used += more  # without a call in it, in which a signal handler could settle
         self._ledger[booking] = tokens
         self._ledger.move_to_end(booking)
 

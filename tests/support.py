@@ -165,8 +165,14 @@ def _let_others_in(frame: FrameType, event: str, argument: object) -> Callable[.
     return _let_others_in
 
 
-def interrupt_everywhere(call: Callable[[], object]) -> Iterator[int]:
-    """Run ``call`` again and again, each time with a Ctrl-C at the next point of lib's code.
+def press_ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+def interrupt_everywhere(
+    call: Callable[[], object], handler: Callable[[], object] = press_ctrl_c
+) -> Iterator[int]:
+    """Run ``call`` again and again, each time with a signal at the next point of lib's code.
 
     The points are those at which CPython looks for signals: at a function's start, after a
     call, and at a jump back. It yields after each run, so that the test can check the state.
@@ -175,7 +181,7 @@ def interrupt_everywhere(call: Callable[[], object]) -> Iterator[int]:
     threading.settrace(_trace_steps)
     try:
         for point in itertools.count(1):
-            interruption = _Interruption(point)
+            interruption = _Interruption(point, handler)
             sys.settrace(interruption.trace)
             try:
                 call()
@@ -197,10 +203,11 @@ def _trace_steps(frame: FrameType, event: str, argument: object) -> Callable[...
 
 
 class _Interruption:
-    """A trace function that raises KeyboardInterrupt at the n-th point."""
+    """A trace function that calls the handler of the signal at the n-th point."""
 
-    def __init__(self, point: int) -> None:
+    def __init__(self, point: int, handler: Callable[[], object]) -> None:
         self.happened = False
+        self._handler = handler
         self._points_left = point
 
     def trace(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
@@ -211,7 +218,7 @@ class _Interruption:
             self._points_left -= 1
             if self._points_left == 0:
                 self.happened = True
-                raise KeyboardInterrupt
+                self._handler()
         return self.trace
 
 

@@ -282,6 +282,22 @@ class TestSharing:
             )
             assert limiter.available == 80
 
+    def test_a_signal_handler_settles(self) -> None:
+        limiter = TokenLimiter(100)
+        other = limiter.reserve(50)
+
+        def reserve_and_settle() -> None:
+            limiter.reserve(20).settle(10)
+
+        def settle_the_other() -> None:
+            other.settle(5)
+
+        for _ in interrupt_everywhere(reserve_and_settle, settle_the_other):
+            assert rejects(limiter, 86)
+            assert not rejects(limiter, 85)
+            limiter = TokenLimiter(100)
+            other = limiter.reserve(50)
+
     def test_observations(self, clock: FakeClock) -> None:
         limiter, limits = TokenLimiter(100), Limits(remaining_tokens=30)
         for _ in range(20):
