@@ -73,6 +73,7 @@ RETRYABLE_STATUSES = {408, 409, 429, *range(500, 600)}
 LIMIT_HEADERS = ("x-ratelimit-limit-req-minute", "x-ratelimit-limit-tokens-minute")
 USED_UP = re.compile(r"""["']insufficient_quota["']""")
 NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+MAX_DEPTH = 10  # of errors that were raised from each other, and of groups in groups
 
 
 def mark(error: E) -> E:
@@ -82,7 +83,7 @@ def mark(error: E) -> E:
     connection becomes None. An error of no known shape is left as it is. An exception group is
     retryable if all of its members are. Raises nothing, whatever the error's attributes do.
     """
-    with contextlib.suppress(Exception):  # also a RecursionError: an error may be its own cause
+    with contextlib.suppress(Exception):
         _add_missing(_facts_of(error), error)
     return error
 
@@ -107,19 +108,21 @@ def _add_missing(facts: Facts, error: BaseException) -> None:
                 setattr(error, name, value)
 
 
-def _facts_of(error: BaseException) -> Facts:
+def _facts_of(error: object, depth: int = 0) -> Facts:
     """Return the facts of the error or, if it has none, of its members or its cause."""
+    if not isinstance(error, BaseException) or depth > MAX_DEPTH:
+        return UNKNOWN
+    members = _get(error, "exceptions")
+    if members and isinstance(members, (list, tuple)):
+        return _facts_of_all([_facts_of(member, depth + 1) for member in members])
     for cls in type(error).__mro__:
         if cls.__name__ in KNOWN_CLASSES:
             return KNOWN_CLASSES[cls.__name__]
     status = next(filter(HTTP_STATUSES.__contains__, _values(error, STATUS)), None)
-    if status is not None:
-        headers = _headers(error)
-        return Facts(_may_succeed_later(error, status, headers), _retry_after(headers), status)
-    members = _get(error, "exceptions")
-    if members:
-        return _facts_of_all([_facts_of(member) for member in members])
-    return UNKNOWN if error.__cause__ is None else _facts_of(error.__cause__)
+    if status is None:
+        return _facts_of(error.__cause__, depth + 1)
+    headers = _headers(error)
+    return Facts(_may_succeed_later(error, status, headers), _retry_after(headers), status)
 
 
 def _facts_of_all(members: list[Facts]) -> Facts:
@@ -139,7 +142,9 @@ def _may_succeed_later(error: BaseException, status: int, headers: Mapping[str, 
 
 def _quota_is_used_up(error: BaseException, headers: Mapping[str, str]) -> bool:
     """Return whether a 429 is permanent: the limit is zero, or the quota is used up."""
-    body = " ".join(map(str, _values(error, BODY)))
+    body = ""
+    with contextlib.suppress(Exception):  # its __str__ may raise
+        body = " ".join(map(str, _values(error, BODY)))
     return "0" in map(headers.get, LIMIT_HEADERS) or bool(USED_UP.search(body))
 
 

@@ -196,12 +196,13 @@ class TestGroup:
             ([TimeoutError(), requests_error(503)], (True, 2, 503)),
             ([an_error(status=400), requests_error(503)], (False, 2, 503)),
             ([ValueError(), requests_error(503)], (False, 2, 503)),
+            ([requests_error(503), "no error", None], (False, 2, 503)),
             ([an_error(exceptions=(TimeoutError(),))], (True, None, None)),
             ([an_error(status=500, headers={"Retry-After": "1"}), requests_error(503)],
              (True, 2, 503)),
         ],
     )  # fmt: skip
-    def test_members(self, members: list[Exception], expected: Facts) -> None:
+    def test_members(self, members: list[Any], expected: Facts) -> None:
         assert facts(mark(an_error("ExceptionGroup", exceptions=tuple(members)))) == expected
         assert facts(members[0])[0] == "-", "the members are left as they are"
 
@@ -209,6 +210,9 @@ class TestGroup:
         for exceptions in ((), "none", None, SimpleNamespace()):
             error = an_error(status=503, exceptions=exceptions)
             assert facts(mark(error)) == (True, None, 503)
+            caused = an_error(exceptions=exceptions)
+            caused.__cause__ = an_error(status=503)
+            assert facts(mark(caused)) == (True, None, 503)
 
 
 class TestMark:
@@ -245,8 +249,9 @@ class TestMark:
             response = retryable = property(fail)
             __setattr__ = __str__ = __repr__ = fail
 
-        for error in (UnhelpfulError(), an_error(status=429, body=UnhelpfulError())):
-            assert mark(error) is error
+        error = UnhelpfulError()
+        assert mark(error) is error
+        assert facts(mark(an_error(status=429, body=error))) == (True, None, 429)
 
     def test_attribute_that_cannot_be_set(self) -> None:
         class ReadOnlyError(Exception):
@@ -259,8 +264,8 @@ class TestMark:
         error = an_error()
         error.__cause__ = error
         assert facts(mark(error)) == ("-", "-", "-")
-        vars(error)["exceptions"] = (error, "no error")
-        assert facts(mark(error)) == ("-", "-", "-")
+        vars(error)["exceptions"] = (error, error)
+        assert facts(mark(error)) == (False, None, None)
 
     def test_unreadable_headers(self) -> None:
         assert facts(mark(an_error(status=503, headers="none"))) == (True, None, 503)
