@@ -300,9 +300,7 @@ SECRET_NAMES = (
 SECRET_NAME = "|".join(SECRET_NAMES)
 SECRET_FIELD = re.compile(f"{SECRET_NAME}|^token$", re.IGNORECASE)
 SECRET_FIELD_OR_VALUE = re.compile(f"{SECRET_NAME}|^token$|^value$", re.IGNORECASE)
-SECRET_OPTION = re.compile(f"^-.*(?:{SECRET_NAME})", re.IGNORECASE)
-# Of OpenAI, Stripe, Google, GitHub, Hugging Face, GitLab and Slack.
-KEY_PREFIXES = ("sk-", "sk_", "aiza", "ghp_", "github_pat_", "hf_", "glpat-", "xox")
+SECRET_OPTION = re.compile(f"(?s)^-.*(?:{SECRET_NAME})", re.IGNORECASE)
 
 NAME = rf"""(?:{SECRET_NAME}|(?<=["'])token)[\w-]{{0,40}}"""
 QUOTE = r"""\\*["']"""  # in JSON within JSON, backslashes come before a quote
@@ -335,7 +333,11 @@ TEXTS_WITH_SECRETS = (
     TextWithSecret("?key={}", r"[?&](?:key|token|sig|signature)=", r"""[^\s"'&#]+"""),
     TextWithSecret("https://user:{}@host", r"://[^\s/:@]*:(?!\d+/)", r"(?:(?!://)\S)+(?=@)"),
     TextWithSecret("https://{}@host", r"://", r"(?:(?!://)[^\s/])+(?=@)"),
-    TextWithSecret("sk-proj-{}", rf"\b(?:{'|'.join(KEY_PREFIXES)})", r"[\w-]{16,}"),
+    TextWithSecret("sk-proj-{}", r"\bsk[-_]", r"[\w-]{16,}"),  # OpenAI, Stripe
+    TextWithSecret("AIza{}", r"\bAIza", r"[\w-]{20,}"),  # Google
+    TextWithSecret("ghp_{}", r"\b(?:ghp|github_pat|hf)_", r"\w{20,}"),  # GitHub, Hugging Face
+    TextWithSecret("glpat-{}", r"\bglpat-", r"[\w-]{20,}"),  # GitLab
+    TextWithSecret("xoxb-{}", r"\bxox[a-z]-", r"[\w-]{10,}"),  # Slack
     TextWithSecret("eyJ{}.eyJ{}.{}", r"(?<![\w-])eyJ", r"[\w-]+(?:\.[\w-]+)+"),  # JSON Web Token
     TextWithSecret(
         "-----BEGIN PRIVATE KEY-----\n{}",
@@ -350,7 +352,7 @@ PATTERNS = [
 # A lowercase text without any of these matches no pattern and is not the name of a secret.
 HINTS = (
     "key", "token", "pass", "secret", "authorization", "cookie", "credential", "bearer", "basic",
-    "sig", "://", "eyj", *KEY_PREFIXES,
+    "sig", "://", "sk-", "sk_", "aiza", "ghp_", "github_pat_", "hf_", "glpat-", "xox", "eyj",
 )  # fmt: skip
 
 REDACTED = "[redacted]"
@@ -401,15 +403,13 @@ class _Copier:
         self._redact = redact
         self._containers = 0
 
-    def copy(
-        self, value: Any, secret_name: re.Match[str] | None = None, around: tuple[int, ...] = ()
-    ) -> Any:
-        """Copy a value that may have a secret's name, inside containers with the given IDs."""
+    def copy(self, value: Any, is_secret: bool = False, around: tuple[int, ...] = ()) -> Any:
+        """Copy a value, inside containers with the given IDs."""
         try:
             copied = self._copy(value, around)
         except Exception:
             copied = UNREADABLE
-        if secret_name and copied not in (None, False, True, ""):  # says only if there is one
+        if is_secret and copied not in (None, False, True, ""):  # says only if there is one
             return REDACTED
         return copied
 
@@ -436,7 +436,7 @@ class _Copier:
         copied = {}
         for key, item in mapping.items():
             name = _safe_str(key)
-            copied[redact_name(name)] = self.copy(item, secret.search(name), around)
+            copied[redact_name(name)] = self.copy(item, bool(secret.search(name)), around)
         return copied
 
     def _copy_items(self, items: Iterable[Any], around: tuple[int, ...]) -> list[Any]:
@@ -445,7 +445,7 @@ class _Copier:
         secret = SECRET_FIELD if len(items) == 2 else SECRET_OPTION
         names = ["", *map(_as_name, items)]  # what stands before each item
         return [
-            self.copy(item, secret.search(name), around)
+            self.copy(item, bool(secret.search(name)), around)
             for name, item in zip(names, items, strict=False)
         ]
 
