@@ -238,6 +238,8 @@ class CircuitBreaker:
         if type(result) in _GENERATORS:
             _check_that_it_has_started(result)
         state = call.state
+        if state is None:
+            return
         if isinstance(state, _Closed):
             state.successes += 1  # without the lock: it does not matter if a success is not counted
             if state.failures_in_a_row:
@@ -245,8 +247,8 @@ class CircuitBreaker:
                     state.failures_in_a_row = 0
             return
         with self._lock:
-            if call.state is not self._state:
-                return  # it does not count, or the circuit has changed since the call began
+            if state is not self._state:
+                return  # the circuit has changed since the call began
             self._state = _Closed()
         self._report("half-open", "closed", "the probe succeeded")
 

@@ -112,7 +112,7 @@ class Retrier:
         if total_timeout is not None:
             _seconds("total_timeout", total_timeout)
         self.budget = RetryBudget() if budget is None else budget
-        if not isinstance(self.budget, RetryBudget):
+        if not hasattr(self.budget, "take"):  # a budget of your own will do
             raise ValueError(f"budget must be a RetryBudget, got {budget!r}")
         self.retry_if = _predicate("retry_if", retry_if)
         self._on_attempt = _hook("on_attempt", on_attempt)

@@ -561,6 +561,16 @@ class TestArguments:
         with pytest.raises(ValueError, match="budget must be a RetryBudget, got 5"):
             Retrier(budget=5)  # type: ignore[arg-type]
 
+    def test_a_budget_of_your_own(self) -> None:
+        class NoRetries:
+            def take(self) -> bool:
+                return False
+
+        error = TransientError()
+        with pytest.raises(TransientError):
+            Retrier(budget=NoRetries()).call(Failing(error))  # type: ignore[arg-type]
+        assert error.gave_up == "retry budget exhausted"  # type: ignore[attr-defined]
+
     def test_a_wrong_argument_of_a_budget(self) -> None:
         for name in ("max_tokens", "tokens_per_success", "tokens_per_second"):
             with pytest.raises(ValueError, match=f"{name} must be a number >= 0, got -1"):

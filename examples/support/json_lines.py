@@ -50,11 +50,12 @@ def read_lines(path: Path, content: bytes, field: str) -> list[dict[str, Any]]:
     for number, line in enumerate(content.splitlines(), 1):
         try:
             entry = json.loads(line.decode("utf-8-sig"))
-            key, _ = entry["id"], entry[field]
-        except (ValueError, RecursionError, TypeError, KeyError):
+            if not {"id", field} <= entry.keys():
+                raise ValueError
+        except (ValueError, RecursionError, AttributeError):  # it is no object, for example
             needed = f'"id" and "{field}"'
             raise UsageError(f"{path}, line {number}: expected JSON with {needed}.") from None
-        if not isinstance(key, (str, int)):
+        if not isinstance(entry["id"], (str, int)):
             raise UsageError(f"{path}, line {number}: the id must be a text or a number.")
         entries.append(entry)
     return entries
