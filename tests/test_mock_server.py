@@ -130,8 +130,11 @@ def test_wrong_argument(argument: dict[str, Any], message: str) -> None:
 REJECTED_HEADERS: list[tuple[bytes, int]] = [
     (b"", 411),
     (b"Transfer-Encoding: chunked\r\n", 411),
-    (b"Content-Length: -1\r\n", 411),
-    (b"Content-Length: " + b"9" * 5000 + b"\r\n", 411),
+    (b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n", 411),
+    (b"Content-Length: abc\r\n", 400),
+    (b"Content-Length: -1\r\n", 400),
+    (b"Content-Length: 0000000000001\r\n", 400),
+    (b"Content-Length: " + b"9" * 5000 + b"\r\n", 400),
     (b"Content-Length: 1048577\r\n", 413),
     (b"X: x\r\n" * 200, 431),
 ]

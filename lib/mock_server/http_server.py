@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
-        if not re.fullmatch("[0-9]{1,12}", length):
+        if "Transfer-Encoding" in self.headers or not length:
             self.send_error(411)
         elif int(length) > MAX_BODY_BYTES:
             self.send_error(413)
