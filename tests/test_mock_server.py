@@ -7,6 +7,7 @@ import http.client
 import json
 import logging
 import math
+import os
 import re
 import socket
 import sys
@@ -39,7 +40,7 @@ from mock_client import (
     statuses,
     wait_until,
 )
-from support import run_in_threads
+from support import finish, run_in_threads, start
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +348,17 @@ class TestShutdown:
         with MockServer(port=address(server)[1]) as again:
             assert again.url == server.url
             assert request(again).status == 200
+
+    @pytest.mark.skipif(os.name != "posix", reason="the limit is POSIX's")
+    def test_it_ends_without_a_file_descriptor_to_spare(self) -> None:
+        program = """
+import resource
+from lib.mock_server import MockServer
+with MockServer():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    raise ZeroDivisionError
+"""
+        assert finish(start("-c", program), 20).err.endswith("\nZeroDivisionError\n")
 
     def test_a_connection_that_opens_during_the_shutdown_is_closed(
         self, monkeypatch: pytest.MonkeyPatch

@@ -36,6 +36,7 @@ class HTTPServer(ThreadingTCPServer):
 
     allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
     request_queue_size = 128
+    timeout = 0.5  # seconds after which ``serve`` looks again whether to stop
 
     def __init__(self, port: int, respond: Respond, request_id_header: str) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -58,12 +59,13 @@ class HTTPServer(ThreadingTCPServer):
                 _disconnect(connection)
 
     def stop(self) -> None:
-        """Close every connection, and end ``serve``; its thread may close the port then."""
+        """Close every connection and end ``serve``. Only ``server_close`` closes the port."""
         with self._lock:
             self._stopping = True
             for connection in self._connections:
                 _disconnect(connection)
-        socket.create_connection(self.socket.getsockname()).close()  # wakes ``serve``
+        with contextlib.suppress(OSError):  # there may be no file descriptor left
+            socket.create_connection(self.socket.getsockname()).close()  # wakes ``serve`` at once
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore a client that disconnected; report anything else, since it is a bug here."""
@@ -92,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if "Transfer-Encoding" in self.headers or not length:
             self.send_error(411)
+        elif not re.fullmatch("[0-9]{1,12}", length):
+            self.send_error(400)
         elif int(length) > MAX_BODY_BYTES:
             self.send_error(413)
         else:
