@@ -43,6 +43,7 @@ FAULTS_BY_SCRIPT: dict[str, list[Fault]] = {  # the first nine
     " 503 ,\t429:2*2 ": [Fault("status", 503), *[Fault("status", 429, 2.0)] * 2],
     "drop*1000000,ok": [Fault("drop")] * 9,
     "drop@100%": [Fault("drop")] * 9,
+    "drop@100.0%": [Fault("drop")] * 9,
 }  # fmt: skip
 UNKNOWN_WORDS = [
     "nonsense", "OK", "Drop", "5O3", "200", "399", "600", "5030", "-503", "ok:1", "slow", "slow:",
@@ -146,6 +147,7 @@ class TestShares:
     def test_shares_may_add_up_to_all_requests(self) -> None:
         assert set(self.drawn("503@60%,drop@40%")) == {"status", "drop"}
         assert "ok" not in self.drawn("503@34%,drop@55%,cut@11%")  # 0.34 + 0.55 + 0.11 > 1
+        assert "ok" not in self.drawn("503@89.4%,drop@2.2%,cut@8.4%")  # as floats, above 100
 
 
 ERRORS = {  # by fault word: the status, the content type, and a part of the body

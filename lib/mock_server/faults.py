@@ -74,7 +74,7 @@ DIAGNOSES = {
     r"[0-9]+(:|$)": "a status is a number from 400 to 599; seconds, below 100000, follow a colon",
 }
 TIMES = "[1-9][0-9]{0,5}|1000000"
-PERCENT = r"([0-9]{1,2}(\.[0-9]+)?|100)%"
+PERCENT = r"([0-9]{1,2}(\.[0-9]+)?|100(\.0+)?)%"
 OK = Fault("ok")
 
 
@@ -87,7 +87,7 @@ def parse_faults(script: str, seed: int = 0) -> Iterator[Fault]:
     counted = list(itertools.takewhile(lambda word: "@" not in word, words))
     parts = [_parse_counted(word) for word in counted]
     shares = [_parse_share(word) for word in words[len(counted) :]]
-    rest = 100 - sum(percent for percent, _ in shares)
+    rest = round(100 - sum(percent for percent, _ in shares), 9)  # without the errors of floats
     if rest < 0:
         raise ValueError("the shares with @ add up to more than 100 %")
     return itertools.chain(*parts, _draw(shares, rest, random.Random(seed)))
@@ -130,7 +130,8 @@ def _parse_share(word: str) -> tuple[float, Fault]:
 
 def _draw(shares: list[tuple[float, Fault]], rest: float, chance: random.Random) -> Iterator[Fault]:
     """Yield a fault for each request, at random; OK for the rest of the 100 %."""
-    percents, faults = zip(*shares, (rest, OK), strict=True)
+    percents = [percent for percent, _ in shares] + [rest]
+    faults = [fault for _, fault in shares] + [OK]
     while shares:
         yield chance.choices(faults, percents)[0]
 
