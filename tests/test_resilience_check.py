@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -197,13 +198,27 @@ class TestCommandLine:
 class TestFunction:
     """``check(ask)``, for tests."""
 
-    def test_a_program_that_asks_for_json_gets_json(self) -> None:
-        schema = {"type": "object", "properties": {"text": {"type": "string"}}}
-        wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    @pytest.mark.parametrize(
+        ("properties", "expected"),
+        [
+            ({"text": {"type": "string"}}, {"text": ANSWER}),
+            ({"score": {"type": "integer"}}, {"score": 1}),
+            (None, {}),
+        ],
+    )
+    def test_a_program_that_asks_for_json_gets_json(
+        self, properties: Any, expected: dict[str, Any]
+    ) -> None:
+        schema = {"name": "x", "schema": {"type": "object", "properties": properties}}
+        wanted = {"type": "json_schema", "json_schema": schema}
+        if properties is None:
+            wanted = {"type": "json_object"}
 
         def ask(base_url: str, key: str) -> str:
             with MistralClient(key, base_url=base_url, timeout=5) as client:
-                return str(json.loads(client.chat(HELLO, response_format=wanted).content)["text"])
+                content = client.chat(HELLO, response_format=wanted).content
+            assert json.loads(content) == expected
+            return ANSWER
 
         assert [each.verdict for each in check(ask, rules=FAST[:2])] == ["fail", "pass"]
 

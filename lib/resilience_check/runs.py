@@ -102,8 +102,10 @@ class Runner:
                 has_begun.set()
 
 
-def _reply(body: Any) -> str | None:
+def _reply(body: Any) -> str:
     """Return the answer that the judges look for, as JSON if the program asked for JSON."""
-    text, _ = make_up(without_nulls(body))
-    json_text = text.replace(': "text"', f': "{ANSWER}"')
-    return json_text if ANSWER in json_text else ANSWER
+    request = without_nulls(body)
+    if request.get("response_format", {}).get("type") not in ("json_object", "json_schema"):
+        return ANSWER
+    json_text, _ = make_up(request)
+    return json_text.replace(': "text"', f': "{ANSWER}"')
