@@ -87,9 +87,11 @@ def _parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         help="the API that the program is written for; default: mistral",
     )
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
-    arguments = [*sys.argv[1:], "--"]
-    end = arguments.index("--")
-    options, command = parser.parse_args(arguments[:end]), arguments[end + 1 : -1]
+    arguments, command = sys.argv[1:], []
+    if "--" in arguments:
+        end = arguments.index("--")
+        arguments, command = arguments[:end], arguments[end + 1 :]
+    options = parser.parse_args(arguments)
     if not 0 < options.patience < math.inf:
         parser.error(f"--patience must be a number of seconds > 0, got {options.patience}")
     if not command:
