@@ -161,7 +161,7 @@ ERRORS = {  # by fault word: the status, the content type, and a part of the bod
     "500": (500, "application/json", '"type": "internal_server_error"'),
     "503": (503, "application/json", '"type": "unreachable_backend"'),
     "599": (599, "application/json", '{"detail": "HTTP status 599"}'),
-    "504": (504, "text/html", ""),
+    "504": (504, None, ""),
     "520": (520, "text/html", "<h1>520 HTTP status 520</h1>"),
     "html:502": (502, "text/html", "<h1>502 Bad Gateway</h1>"),
     "toolong": (400, "application/json", '"code": "3051"'),

@@ -23,10 +23,8 @@ CHAT_PATH = "/v1/chat/completions"
 EMBEDDINGS_PATH = "/v1/embeddings"
 MODELS_PATH = "/v1/models"
 SERVED = f"POST {CHAT_PATH}, POST {EMBEDDINGS_PATH}, GET {MODELS_PATH} and GET {MODELS_PATH}/ID"
-FOREVER = 1_000_000.0  # seconds: longer than any client waits
 EMBEDDING = [0.5, -0.5, 0.5, -0.5]
 GATEWAY_PAGE = "<html><head><title>{0}</title></head><body><h1>{0}</h1>gateway</body></html>"
-GATEWAY_PAGES = {504: "", 520: GATEWAY_PAGE}  # statuses that a gateway sends, with its body
 
 
 class Request(NamedTuple):
@@ -92,8 +90,10 @@ class API:
         self, status: int, word: str | None = None, *, retry_after: float | None = None
     ) -> Response:
         """Return an error response; ``word`` chooses a body that is not the status's usual one."""
-        if status in GATEWAY_PAGES:
-            response = gateway_page(status, GATEWAY_PAGES[status])
+        if status == 504:
+            response = Response(status, [""])  # a gateway's timeout has an empty body
+        elif status == 520:
+            response = gateway_page(status)
         else:
             other = self.dialect.other_error(phrase(status))
             response = json_response(status, self.dialect.bodies.get(word or status, other))
@@ -185,10 +185,10 @@ def json_response(status: int, body: dict[str, Any]) -> Response:
     return Response(status, [json.dumps(body)], {"Content-Type": "application/json"})
 
 
-def gateway_page(status: int, page: str = GATEWAY_PAGE) -> Response:
+def gateway_page(status: int) -> Response:
     """Return what a gateway in front of the API sends: an HTML page."""
-    text = page.format(f"{status} {phrase(status)}")
-    return Response(status, [text], {"Content-Type": "text/html"})
+    page = GATEWAY_PAGE.format(f"{status} {phrase(status)}")
+    return Response(status, [page], {"Content-Type": "text/html"})
 
 
 def first_half(pieces: list[Text]) -> list[Text]:

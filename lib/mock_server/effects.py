@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from .answers import Completion, end, first_words
-from .api import API, FOREVER, Change, Response, first_half, gateway_page
+from .api import API, Change, Response, first_half, gateway_page
 from .faults import Fault
+
+FOREVER = 1_000_000.0  # seconds: longer than any client waits
 
 
 class Normal(Protocol):
