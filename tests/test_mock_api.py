@@ -52,11 +52,15 @@ WRONG_FIELDS: list[tuple[Any, list[list[str]]]] = [
     ({**HELLO, "model": None}, [["body", "model"]]),
     ({**HELLO, "model": ["mistral-small-latest"]}, [["body", "model"]]),
     ({**HELLO, "messages": []}, [["body", "messages"]]),
+    ({**HELLO, "messages": [], "tools": []}, [["body", "messages"]]),
+    (
+        {**HELLO, "messages": [], "response_format": {"type": "json_object"}},
+        [["body", "messages"]],
+    ),
     ({**HELLO, "messages": None}, [["body", "messages"]]),
     ({**HELLO, "messages": {"role": "user"}}, [["body", "messages"]]),
-    ({**HELLO, "messages": ["Hello!"]}, [["body", "messages"]]),
-    ({**HELLO, "messages": [{"content": "Hello!"}]}, [["body", "messages"]]),
-    ({**HELLO, "max_tokens": "5"}, [["body", "messages"]]),
+    ({**HELLO, "max_tokens": "5"}, [["body", "max_tokens"]]),
+    ({**STREAM, "stream_options": "x"}, [["body", "stream_options"]]),
     ({**HELLO, "max_completion_tokens": 5}, [["body", "max_completion_tokens"]]),
     ({**HELLO, "store": True, "a.b": 1}, [["body", "store"], ["body", "a.b"]]),
     (
@@ -64,12 +68,23 @@ WRONG_FIELDS: list[tuple[Any, list[list[str]]]] = [
         [["body", "stream_options", "include_usage"]],
     ),
 ]
+WRONG_MESSAGES: list[tuple[Any, str]] = [  # and the part that is wrong
+    ("Hello!", "role"),
+    ({"content": "Hello!"}, "role"),
+    ({"role": None, "content": "Hello!"}, "role"),
+    ({"role": 5, "content": "Hello!"}, "role"),
+    ({"role": "user", "content": 5}, "content"),
+    ({"role": "user", "content": {"text": "Hello!"}}, "content"),
+    ({"role": "user", "content": ["Hello!"]}, "content"),
+    ({"role": "user", "content": [{"type": "text", "text": 5}]}, "content"),
+]
 REPLIES: list[tuple[Any, str]] = [
     ("Hello!", "Hello! How can I assist you today?"),
     ("Test retry logic", "Test retry logic response"),
     ("Grüße, 世界 🌍 \ud800", "Grüße, 世界 🌍 \ud800 response"),
     ([{"type": "text", "text": "One"}, {"type": "text", "text": "two"}], "One two response"),
     ([{"type": "image_url"}], " response"),
+    ([{"type": "text", "text": None}], " response"),
     (None, " response"),
 ]
 
@@ -108,6 +123,16 @@ class TestEndpoints:
     def test_null_is_a_field_that_is_not_set(self, server: MockServer) -> None:
         unset = dict.fromkeys(["max_tokens", "tools", "response_format", "stream_options"])
         assert request(server, {**HELLO, **unset}).content == GREETING
+
+    def test_same_request_gets_the_same_id(self, server: MockServer) -> None:
+        embedding = {"model": "mistral-embed", "input": "Hello!"}
+        for path, body in ((CHAT, HELLO), ("/v1/embeddings", embedding)):
+            first, second = (request(server, body, path=path).json["id"] for _ in range(2))
+            assert first == second
+            assert (
+                request(server, {**body, "model": "ministral-8b-latest"}, path=path).json["id"]
+                != first
+            )
 
     def test_last_message_is_the_prompt_and_usage_counts_all(self, server: MockServer) -> None:
         messages = [
@@ -165,6 +190,19 @@ class TestEndpoints:
             errors = reply.json["message"]["detail"]
             assert (reply.status, [error["loc"] for error in errors]) == (422, fields)
             assert all(error["msg"] and error["type"] for error in errors)
+
+    def test_wrong_message_is_a_422_wherever_it_is(self, server: MockServer) -> None:
+        for message, part in WRONG_MESSAGES:
+            for messages in ([message], [message, *HELLO["messages"]]):
+                reply = request(server, {**HELLO, "messages": messages})
+                assert reply.status == 422, message
+                (error,) = reply.json["message"]["detail"]
+                assert error["loc"] == ["body", "messages", part]
+
+    def test_wrong_type_is_named(self, server: MockServer) -> None:
+        (error,) = request(server, {**HELLO, "model": 5}).json["message"]["detail"]
+        assert error["type"] == "string_type"
+        assert error["msg"] == "Expected string, got int"
 
     def test_unknown_model_is_a_404(self, server: MockServer) -> None:
         reply = request(server, {**HELLO, "model": "invalid-model-name"})
@@ -247,6 +285,22 @@ class TestTools:
         second = request(server, self.after([call]))
         assert (second.content, self.called(second)) == ("22 degrees response", [])
 
+    def test_result_is_answered_without_its_call(self, server: MockServer) -> None:
+        """A program may have dropped old messages to save tokens."""
+        custom = {"id": "1", "type": "custom", "custom": {"name": "weather", "input": ""}}
+        body = self.after([custom])
+        user, _, result = body["messages"]
+        for messages in (body["messages"], [user, result], [result]):
+            reply = request(server, {**body, "messages": messages})
+            assert (reply.content, self.called(reply)) == ("22 degrees response", [])
+
+    def test_function_without_parameters_gets_no_arguments(self, server: MockServer) -> None:
+        unset: list[dict[str, Any]] = [{}, {"parameters": None}, {"parameters": {}}]
+        for parameters in unset:
+            tool = {"type": "function", "function": {"name": "time", **parameters}}
+            (call,) = request(server, {**HELLO, "tools": [tool]}).choice["message"]["tool_calls"]
+            assert call["function"]["arguments"] == "{}"
+
     def test_tool_choice(self, server: MockServer) -> None:
         body = {**HELLO, "tools": [WEATHER, TIME]}
         named = {"type": "function", "function": {"name": "time"}}
@@ -283,10 +337,14 @@ class TestTools:
         assert json.loads(request(server, {**HELLO, "response_format": wanted}).content) == FITTING
         for kind, text in {"json_object": "{}", "text": GREETING}.items():
             assert request(server, {**HELLO, "response_format": {"type": kind}}).content == text
+        assert request(server, {**HELLO, "response_format": {}}).content == GREETING
 
     def test_wrong_shape_is_a_422(self, server: MockServer) -> None:
         for fields in WRONG_TOOLS:
-            assert request(server, {**HELLO, **fields}).status == 422, fields
+            reply = request(server, {**HELLO, **fields})
+            assert reply.status == 422, fields
+            (error,) = reply.json["message"]["detail"]
+            assert error["loc"] == ["body", "tools"]
 
 
 class TestReplies:

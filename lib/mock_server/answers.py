@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
 from .schema_sample import sample
 
 Request = dict[str, Any]  # the body of a chat request, without_nulls
+Message = dict[str, Any]
 Completion = dict[str, Any]
 Function = dict[str, Any]  # its name, and the schema of its parameters
 ToolCall = dict[str, Any]
@@ -26,11 +25,12 @@ ToolCall = dict[str, Any]
 def make_up(request: Request) -> tuple[str, list[ToolCall] | None]:
     """Return a text and calls of tools: a request with tools gets a call, once, then a text.
 
-    Raises LookupError, TypeError or AttributeError if the request has a wrong shape.
+    Raises LookupError, TypeError, AttributeError or RecursionError if the tools, their calls or
+    the response_format have a wrong shape.
     """
     if function := _function_to_call(request):
         return "", [_call_of(function, request)]
-    wanted = request.get("response_format", {"type": "text"})
+    wanted = request.get("response_format") or {"type": "text"}
     return TEXTS.get(wanted["type"], _reply)(request), None
 
 
@@ -61,29 +61,24 @@ TEXTS: dict[str, Callable[[Request], str]] = {
 }
 
 
-def complete(request: Request) -> Completion:
-    """Return the chat completion that is made up for a request. Raises as ``make_up`` does."""
-    text, tool_calls = make_up(request)
+def complete(
+    request: Request, completion_id: str, text: str, tool_calls: list[ToolCall] | None
+) -> Completion:
+    """Return a chat completion, whose text is cut off at the request's max_tokens."""
     prompt_tokens = sum(len(content_text(each).split()) for each in request["messages"])
     completion: Completion = {
-        "id": uuid.uuid4().hex,
+        "id": completion_id,
         "object": "chat.completion",
         "created": int(time.time()),
         "model": request["model"],
         "choices": [{"index": 0, "message": {"role": "assistant", "tool_calls": tool_calls}}],
         "usage": {"prompt_tokens": prompt_tokens},
     }
-    return answer(completion, text, request)
-
-
-def answer(completion: Completion, text: str, request: Request) -> Completion:
-    """Set the text of a completion, cut off at the request's max_tokens."""
     count = len(text.split())
     limit = request.get("max_completion_tokens") or request.get("max_tokens", count)
     if limit < count:
         return end(completion, first_words(text, limit), "length")
-    called = completion["choices"][0]["message"]["tool_calls"]
-    return end(completion, text, "tool_calls" if called else "stop")
+    return end(completion, text, "tool_calls" if tool_calls else "stop")
 
 
 def end(completion: Completion, text: str, finish_reason: str) -> Completion:
@@ -120,16 +115,12 @@ def chunks(completion: Completion) -> list[Completion]:
     return [{**head, "choices": [each]} for each in choices]
 
 
-def content_text(message: dict[str, Any]) -> str:
+def content_text(message: Message) -> str:
     """Return the text of a message; its content may be a list of parts."""
     content = message.get("content", "")
     if isinstance(content, list):
-        return " ".join(part.get("text", "") for part in content)
+        return " ".join(part.get("text") or "" for part in content)
     return str(content)
-
-
-# How many calls of tools there are before the answer, by tool_choice: without limit by default.
-MOST_CALLS = {"none": 0, "auto": 1}
 
 
 def _function_to_call(request: Request) -> Function | None:
@@ -143,21 +134,28 @@ def _function_to_call(request: Request) -> Function | None:
     }
     if isinstance(choice, dict):
         return functions[choice["function"]["name"]]
-    called = _called_functions(request)
-    if len(called) >= MOST_CALLS.get(choice, math.inf):
+    turn = _since_the_question(request["messages"])
+    has_result = any(message["role"] == "tool" for message in turn)
+    if choice == "none" or (choice == "auto" and has_result):
         return None
+    called = _called_functions(turn)
     return next((functions[name] for name in functions if name not in called), None)
 
 
-def _called_functions(request: Request) -> set[str]:
-    """Return the names of the functions that were called since the last question."""
-    messages = reversed(request["messages"])
-    turn = itertools.takewhile(lambda message: message["role"] in ("assistant", "tool"), messages)
-    return {call["function"]["name"] for message in turn for call in message.get("tool_calls", [])}
+def _since_the_question(messages: list[Message]) -> list[Message]:
+    """Return what follows the last question: calls of tools, and their results."""
+    by_latest = reversed(messages)
+    return list(itertools.takewhile(lambda each: each["role"] in ("assistant", "tool"), by_latest))
+
+
+def _called_functions(messages: list[Message]) -> set[str]:
+    """Return the names of the functions that were called; a custom tool is not a function."""
+    calls = [call for message in messages for call in message.get("tool_calls", [])]
+    return {call["function"]["name"] for call in calls if call.get("type") != "custom"}
 
 
 def _call_of(function: Function, request: Request) -> ToolCall:
-    arguments = json.dumps(sample(function.get("parameters", {"type": "object"})))
+    arguments = json.dumps(sample(function.get("parameters") or {"type": "object"}))
     number = sum(message["role"] == "tool" for message in request["messages"])
     return {
         "id": f"call{number:05}",

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from . import answers
 from .dialects import MISTRAL, Body, Dialect
-from .validation import WRONG_SHAPE, Mistake, mistake, mistakes
+from .validation import Mistake, mistake, mistakes
 
 CHAT_PATH = "/v1/chat/completions"
 EMBEDDINGS_PATH = "/v1/embeddings"
@@ -82,9 +82,10 @@ class API:
             return self.error(400, "no json")
         if not isinstance(body, dict):
             return self._invalid(mistake("dict_type", "Input should be an object"))
+        response_id = uuid.uuid5(uuid.NAMESPACE_URL, request.content.hex()).hex
         if request.path == EMBEDDINGS_PATH:
-            return self._embeddings(body)
-        return self._chat(body, change)
+            return self._embeddings(body, response_id)
+        return self._chat(body, response_id, change)
 
     def error(
         self, status: int, word: str | None = None, *, retry_after: float | None = None
@@ -127,21 +128,20 @@ class API:
             "capabilities": {"completion_chat": True, "function_calling": True, "vision": False},
         }
 
-    def _chat(self, body: Body, change: Change) -> Response:
+    def _chat(self, body: Body, response_id: str, change: Change) -> Response:
         if wrong := mistakes(body, self.dialect.parameters):
             return self._invalid(*wrong)
         if not self.dialect.has_model(body["model"]):
             return self.error(404, "no model")
+        request = answers.without_nulls(body)
         try:
-            request = answers.without_nulls(body)
-            completion = answers.complete(request)
+            text, tool_calls = answers.make_up(request)
         except (LookupError, TypeError, AttributeError, RecursionError):
-            return self._invalid(WRONG_SHAPE)
-        called = completion["choices"][0]["message"]["tool_calls"]
-        text = None if called else self._reply(body)
-        if text is not None:
-            answers.answer(completion, text, request)
-        completion = change(completion)
+            wrong_tool = mistake("value_error", "Not a valid tool or response_format", "tools")
+            return self._invalid(wrong_tool)
+        own = None if tool_calls else self._reply(body)
+        text = text if own is None else own
+        completion = change(answers.complete(request, response_id, text, tool_calls))
         if body.get("stream") is True:
             response = self._stream(completion, request)
         else:
@@ -156,7 +156,7 @@ class API:
         headers = {"Content-Type": "text/event-stream"}
         return Response(200, [*events, "data: [DONE]\n\n"], headers, stream=True)
 
-    def _embeddings(self, body: Body) -> Response:
+    def _embeddings(self, body: Body, response_id: str) -> Response:
         inputs = body.get("input")
         if not isinstance(inputs, (str, list)):
             return self._invalid(mistake("missing", "Field required", "input"))
@@ -168,7 +168,7 @@ class API:
         return json_response(
             200,
             {
-                "id": uuid.uuid4().hex,
+                "id": response_id,
                 "object": "list",
                 "model": body.get("model"),
                 "data": [

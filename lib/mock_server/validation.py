@@ -8,7 +8,14 @@ from typing import Any
 Fields = dict[str, Any]  # the body of a request
 Mistake = dict[str, Any]
 
-REQUIRED = {"model": (str, "a string"), "messages": (list, "a list")}
+REQUIRED = ("model", "messages")
+TYPES: dict[str, tuple[Any, str]] = {  # by field: its type, and the API's word for it
+    "model": (str, "string"),
+    "messages": (list, "list"),
+    "max_tokens": (int | None, "int"),
+    "max_completion_tokens": (int | None, "int"),
+    "stream_options": (dict | None, "dict"),
+}
 
 
 def mistakes(body: Fields, parameters: frozenset[str] | None) -> list[Mistake]:
@@ -16,11 +23,13 @@ def mistakes(body: Fields, parameters: frozenset[str] | None) -> list[Mistake]:
 
     ``parameters`` are the fields that the API knows; None stands for any.
     """
-    found = [
-        mistake("missing", f"Field required: {noun}", name)
-        for name, (kind, noun) in REQUIRED.items()
-        if not isinstance(body.get(name), kind)
+    found = [mistake("missing", "Field required", name) for name in REQUIRED if name not in body]
+    found += [
+        mistake(f"{noun}_type", f"Expected {noun}, got {type(body[name]).__name__}", name)
+        for name, (kind, noun) in TYPES.items()
+        if name in body and not isinstance(body[name], kind)
     ]
+    found = found or _wrong_messages(body["messages"])
     return found if parameters is None else found + _unknown_fields(body, parameters)
 
 
@@ -29,7 +38,27 @@ def mistake(kind: str, message: str, *field: str) -> Mistake:
     return {"type": kind, "loc": ["body", *field], "msg": message}
 
 
-WRONG_SHAPE = mistake("value_error", "Not a valid message, tool or response_format", "messages")
+def _wrong_messages(messages: list[Any]) -> list[Mistake]:
+    if not messages:
+        return [mistake("too_short", "List should have at least 1 item", "messages")]
+    if not all(map(_has_role, messages)):
+        return [mistake("missing", "Each message needs a role", "messages", "role")]
+    if not all(map(_has_text, messages)):
+        return [mistake("string_type", "Input should be a string", "messages", "content")]
+    return []
+
+
+def _has_role(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("role"), str)
+
+
+def _has_text(message: Fields) -> bool:
+    """Return whether the content is a text, or a list of parts; each text may be null."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return all(
+        isinstance(part, dict) and isinstance(part.get("text"), str | None) for part in parts
+    )
 
 
 def _unknown_fields(body: Fields, parameters: frozenset[str]) -> list[Mistake]:
