@@ -257,11 +257,11 @@ class TestStubbornFiles:
     @pytest.mark.parametrize(
         ("name", "position", "actual"),
         [
-            ("loop", 1, "it did not return within 0.5 s: it was at line {}: `{}`"),
+            ("loop", 1, "it did not return within 1.5 s: it was at line {}: `{}`"),
             (
                 "loop in C",
                 1,
-                "it did not return within 0.5 s: it was at line 2: `sum(range(10**12))`",
+                "it did not return within 1.5 s: it was at line 2: `sum(range(10**12))`",
             ),
             ("no watchdog", 0, "it did not return within 2 s"),
             ("exit", 1, "your code ended the process"),
