@@ -140,7 +140,7 @@ class FilteredAnswerError(AnswerError):
     message = "the answer was withheld by a content filter: change the prompt"
 
 
-# Any other finish reason ends a whole answer.
+# With any other finish reason, the answer is whole.
 FINISH_REASONS: dict[str | None, type[AnswerError]] = {
     "length": TruncatedAnswerError,
     "max_tokens": TruncatedAnswerError,

@@ -217,7 +217,7 @@ class CircuitBreaker:
         while outer and outer.breaker is not self:
             outer = _running(outer.outer)
         if outer:
-            return  # the call is part of it
+            return  # the outer call counts
         state = self._state
         if isinstance(state, _Closed):
             call.state = state

@@ -133,7 +133,7 @@ class StreamedAnswer:
         return list(self._tool_calls.values())
 
     def _add_to_tool_call(self, piece: Fields) -> None:
-        """Add a piece to the call with its index and ID; without an ID, to the latest one."""
+        """Add a piece to the call with its index and ID, or to the latest one with its index."""
         index = _field(piece, "index", 0)
         call_id = _latest(piece, "id", self._latest_ids.get(index, ""))
         self._latest_ids[index] = call_id
@@ -225,7 +225,7 @@ def _field(content: Any, name: str, default: T) -> T:
 
 
 def _latest(content: Fields, name: str, before: str) -> str:
-    """Return a field's text, or the text before if this event does not have any."""
+    """Return a field's text, or ``before`` if this event has none."""
     return _field(content, name, "") or before
 
 

@@ -355,6 +355,7 @@ HINTS = (
     "sig", "://", "sk-", "sk_", "aiza", "ghp_", "github_pat_", "hf_", "glpat-", "xox", "eyj",
 )  # fmt: skip
 
+NO_SECRETS = (None, False, True, "")  # values that say only whether there is a secret
 REDACTED = "[redacted]"
 UNREADABLE = "<unreadable>"
 OMITTED = "..."  # in place of a container within itself, or beyond the limits
@@ -404,12 +405,12 @@ class _Copier:
         self._containers = 0
 
     def copy(self, value: Any, is_secret: bool = False, around: tuple[int, ...] = ()) -> Any:
-        """Copy a value, inside containers with the given IDs."""
+        """Copy a value. ``around`` holds the IDs of the containers that it is in."""
         try:
             copied = self._copy(value, around)
         except Exception:
             copied = UNREADABLE
-        if is_secret and copied not in (None, False, True, ""):  # says only if there is one
+        if is_secret and copied not in NO_SECRETS:
             return REDACTED
         return copied
 
@@ -451,7 +452,7 @@ class _Copier:
 
 
 def _as_name(value: Any) -> str:
-    """Return a text that may name a secret: a longer one is prose."""
+    """Return the beginning of a text, where the name of a secret may be; "" for anything else."""
     return _safe_str(value[:60]) if isinstance(value, (str, bytes)) else ""
 
 

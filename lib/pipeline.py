@@ -60,13 +60,13 @@ TIMEOUT_STATUSES = (408, 504, 524)  # the server may have done the work all the 
 MIN_TIMEOUT = 0.01  # seconds; many libraries reject a timeout of 0
 END = object()  # follows the last piece of a stream
 
-# A method of each helper: an object without it was passed by mistake.
+# What each argument must be, and what no other helper has: so a mix-up is found early.
 HELPERS = {
-    "retrier": "call",
-    "breaker": "call",
-    "limiter": "acquire",
-    "token_limiter": "reserve",
-    "logger": "log_request",
+    "retrier": ("a Retrier", "total_timeout"),
+    "breaker": ("a CircuitBreaker", "check"),
+    "limiter": ("a RateLimiter", "acquire"),
+    "token_limiter": ("a TokenLimiter", "reserve"),
+    "logger": ("an ErrorLogger", "log_request"),
 }
 
 # Where a result says how many tokens were used: where its usage is, and the counts to add.
@@ -87,8 +87,8 @@ class Pipeline:
     raises the error of its last attempt. A 429 with a Retry-After pauses all callers that
     share the limiters.
 
-    Thread-safe. Threads and asyncio tasks may share one pipeline. Raises ValueError for an
-    argument that is not such a helper.
+    Thread-safe. Threads and asyncio tasks may share one pipeline. Raises ValueError if an
+    argument is not the helper that its name says.
     """
 
     def __init__(
@@ -105,10 +105,11 @@ class Pipeline:
         self.limiter = limiter
         self.token_limiter = token_limiter
         self.logger = logger
-        for name, method in HELPERS.items():
+        for name, (kind, attribute) in HELPERS.items():
             helper = getattr(self, name)
-            if helper is not None and not hasattr(helper, method):
-                raise ValueError(f"{name} must have the method {method}, got {helper!r}")
+            is_right = hasattr(helper, attribute) and not isinstance(helper, type)
+            if helper is not None and not is_right:
+                raise ValueError(f"{name} must be {kind} or have its methods, got {helper!r}")
         # What is left out lets everything through.
         self._breaker = breaker or _Absent()
         self._limiter = limiter or _Absent()

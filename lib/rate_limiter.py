@@ -145,7 +145,7 @@ class Caller:
     def sleep(self, seconds: float) -> None:
         """Sleep until the line wakes this caller, or for ``seconds``."""
         wait([self.turn], min(seconds, threading.TIMEOUT_MAX))
-        self.turn: Turn = Turn()  # for the next time
+        self.turn: Turn = Turn()  # the old one is done for ever
 
     async def sleep_async(self, seconds: float) -> None:
         """Do what ``sleep`` does, without blocking the event loop."""

@@ -108,7 +108,8 @@ class RedisScript:
             now = time.monotonic()
             if self.is_local and now < self._try_redis_at:
                 return False
-            self._try_redis_at = now + RETRY_REDIS_AFTER  # if it is lost, nobody else tries before
+            # While Redis is lost, no other caller tries it before then.
+            self._try_redis_at = now + RETRY_REDIS_AFTER
         return True
 
     def _lose(self, error: Exception) -> None:

@@ -75,6 +75,7 @@ class Retrier:
 
     ``retry_if(error)`` decides whether an error is worth another attempt. ``budget`` limits
     the retries of all calls together; with None, the Retrier makes a RetryBudget of its own.
+    Your own kind of budget needs its methods, ``take`` and ``earn``.
 
     Hooks, whose attempts count from 1: ``on_attempt(attempt)`` is called before each attempt,
     ``on_wait(attempt, error, delay)`` before each wait, ``on_recovery(attempt)`` after a
@@ -112,8 +113,8 @@ class Retrier:
         if total_timeout is not None:
             _seconds("total_timeout", total_timeout)
         self.budget = RetryBudget() if budget is None else budget
-        if not hasattr(self.budget, "take"):  # a budget of your own will do
-            raise ValueError(f"budget must be a RetryBudget, got {budget!r}")
+        if not {"take", "earn"} <= set(dir(type(self.budget))):
+            raise ValueError(f"budget must be a RetryBudget or have its methods, got {budget!r}")
         self.retry_if = _predicate("retry_if", retry_if)
         self._on_attempt = _hook("on_attempt", on_attempt)
         self._on_wait = _hook("on_wait", on_wait)

@@ -45,9 +45,9 @@ class Facts(NamedTuple):
     status_code: int | None = None
 
 
-UNKNOWN = Facts(retryable=False)
+UNKNOWN = Facts(retryable=False)  # no facts; compared with `is`
 
-# If an error's class, or the nearest of its base classes, has one of these names, that is enough.
+# An error is recognized by the name of its class, or of its nearest base class in this table.
 KNOWN_CLASSES: dict[str, Facts] = {
     **dict.fromkeys((  # the URL is wrong: nothing was sent
         "InvalidURL", "InvalidSchema", "MissingSchema", "LocationParseError", "UnsupportedProtocol",
@@ -81,7 +81,7 @@ def mark(error: E) -> E:
 
     ``retry_after`` is in seconds. A status that a library invented for a timeout or a lost
     connection becomes None. An error of no known shape is left as it is. An exception group is
-    retryable if all of its members are. Raises nothing, whatever the error's attributes do.
+    retryable if all of its members are. Never raises, even if reading an attribute does.
     """
     with contextlib.suppress(Exception):
         _add_missing(_facts_of(error), error)
@@ -109,7 +109,7 @@ def _add_missing(facts: Facts, error: BaseException) -> None:
 
 
 def _facts_of(error: object, depth: int = 0) -> Facts:
-    """Return the facts of the error or, if it has none, of its members or its cause."""
+    """Return the facts of a group's members, or else of the error, or else of its cause."""
     if not isinstance(error, BaseException) or depth > MAX_DEPTH:
         return UNKNOWN
     members = _get(error, "exceptions")

@@ -103,13 +103,13 @@ class SharedRateLimiter:
 
     @property
     def max_requests_per_minute(self) -> float:
-        """The limit of all processes together. You may change it, in each of them."""
+        """The limit of all processes together. You may change it; do so in every process."""
         return self._limit
 
     @max_requests_per_minute.setter
     def max_requests_per_minute(self, limit: float) -> None:
-        self._line.max_requests_per_minute = limit  # which checks it
-        self._line.max_requests_per_minute /= PACE  # Redis makes the pace: the line is faster
+        self._line.max_requests_per_minute = limit  # this checks the limit
+        self._line.max_requests_per_minute /= PACE  # Redis keeps the pace: the line may be faster
         self._limit, self._interval = limit, 60 / (PACE * limit)
         self._local_interval = self._interval / self._redis.local_share
 

@@ -127,7 +127,7 @@ class TokenLimiter:
             if booking.is_settled:
                 raise ValueError("this reservation is already settled: settle each one once")
             booking.is_settled = True
-            self._book(booking, used)  # from now on: the server booked them before now
+            self._book(booking, used)  # for a minute from now: the server booked them earlier
         self._line.wake_first()
 
     def observe(self, limits: Any) -> None:
@@ -158,7 +158,7 @@ class TokenLimiter:
         return f"TokenLimiter({limit}, available={available}, waiting={len(self._line.callers)})"
 
     def _oldest(self) -> Any:
-        for booking in self._ledger:  # next(iter(...)) is two steps: a signal handler may settle
+        for booking in self._ledger:  # next(iter(...)) fails if a signal handler settles in it
             return booking
         return None
 
@@ -166,7 +166,7 @@ class TokenLimiter:
         """Count ``tokens`` for the booking, for a minute from now, in place of those before."""
         booking.booked_at = time.monotonic()
         more = tokens - self._ledger.get(booking, 0)
-        self._used += more  # without a call in it, in which a signal handler could settle
+        self._used += more  # no call in this line: a signal handler may settle during one
         self._ledger[booking] = tokens
         self._ledger.move_to_end(booking)
 

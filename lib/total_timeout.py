@@ -93,7 +93,10 @@ class Deadline:
                     s.shutdown(socket.SHUT_RDWR)
 
     def check(self, timeout: float | None = None) -> float:
-        """Return the seconds that are left, or ``timeout`` if less. Raises TimeoutError if none."""
+        """Return the seconds that are left, or ``timeout`` if less.
+
+        Raises TimeoutError if the deadline has passed.
+        """
         remaining = self.remaining()
         if remaining <= 0:
             raise TimeoutError(f"{self} has passed")

@@ -237,17 +237,18 @@ class TestResult:
 
 class TestArguments:
     @pytest.mark.parametrize(
-        ("name", "wrong", "method"),
+        ("name", "wrong", "kind"),
         [
-            ("retrier", 3, "call"),
-            ("breaker", "api", "call"),
-            ("limiter", TokenLimiter(1000), "acquire"),
-            ("token_limiter", RateLimiter(), "reserve"),
-            ("logger", logging.getLogger(), "log_request"),
+            ("retrier", CircuitBreaker("api"), "a Retrier"),
+            ("breaker", Retrier(), "a CircuitBreaker"),
+            ("breaker", CircuitBreaker, "a CircuitBreaker"),
+            ("limiter", TokenLimiter(1000), "a RateLimiter"),
+            ("token_limiter", RateLimiter(), "a TokenLimiter"),
+            ("logger", logging.getLogger(), "an ErrorLogger"),
         ],
     )
-    def test_another_object_than_the_helper(self, name: str, wrong: Any, method: str) -> None:
-        expected = re.escape(f"{name} must have the method {method}, got {wrong!r}")
+    def test_another_object_than_the_helper(self, name: str, wrong: Any, kind: str) -> None:
+        expected = re.escape(f"{name} must be {kind} or have its methods, got {wrong!r}")
         with pytest.raises(ValueError, match=expected):
             Pipeline(**{name: wrong})
 

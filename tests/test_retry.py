@@ -557,14 +557,18 @@ class TestArguments:
         with pytest.raises(ValueError, match=f"{name} must be {expected}, got {value!r}"):
             Retrier(**{name: value})
 
-    def test_a_number_is_no_budget(self) -> None:
-        with pytest.raises(ValueError, match="budget must be a RetryBudget, got 5"):
-            Retrier(budget=5)  # type: ignore[arg-type]
+    def test_a_number_or_a_class_is_no_budget(self) -> None:
+        for budget in (5, RetryBudget):
+            with pytest.raises(ValueError, match="budget must be a RetryBudget or have its meth"):
+                Retrier(budget=budget)  # type: ignore[arg-type]
 
     def test_a_budget_of_your_own(self) -> None:
         class NoRetries:
             def take(self) -> bool:
                 return False
+
+            def earn(self, *, retries: int) -> None:
+                pass
 
         error = TransientError()
         with pytest.raises(TransientError):

@@ -52,7 +52,7 @@ def read_lines(path: Path, content: bytes, field: str) -> list[dict[str, Any]]:
             entry = json.loads(line.decode("utf-8-sig"))
             if not {"id", field} <= entry.keys():
                 raise ValueError
-        except (ValueError, RecursionError, AttributeError):  # it is no object, for example
+        except (ValueError, RecursionError, AttributeError):  # not an object, for example
             needed = f'"id" and "{field}"'
             raise UsageError(f"{path}, line {number}: expected JSON with {needed}.") from None
         if not isinstance(entry["id"], (str, int)):

@@ -91,7 +91,7 @@ def end(completion: Completion, text: str, finish_reason: str) -> Completion:
 
 
 def first_words(text: str, count: int) -> str:
-    """Return the first words of a text."""
+    """Return the first ``count`` words of a text."""
     return "".join(re.findall(r"\s*\S+", text)[:count])
 
 

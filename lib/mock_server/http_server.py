@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(self._head(response, framing))
         if response.broken:
             pieces = first_half(pieces)
-            self.close_connection = True  # which the head does not announce
+            self.close_connection = True  # the head does not announce it
         if response.seconds_per_byte:
             pieces = [bytes([byte]) for piece in pieces for byte in piece]
         for piece in pieces:

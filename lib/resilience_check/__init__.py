@@ -138,7 +138,7 @@ def _problem(healthy: Run) -> str:
         return (
             f"Without faults, {last.method} {last.path} got a {last.outcome} from the mock "
             "server, which stands in for the Mistral API. If your program is written for the "
-            f"OpenAI API, use --dialect openai. {ended}"
+            f"OpenAI API, use --dialect openai (with make: ARGS='--dialect openai'). {ended}"
         )
     if result(healthy, healthy) != ANSWERED:
         return (
@@ -160,4 +160,4 @@ def _happened(evidence: Evidence, requests: int, problem: str) -> str:
 def _how(ending: Ending) -> str:
     """Return how a program failed, in one short line; "" if it did not."""
     words = "".join(filter(str.isprintable, " ".join(ending.failure.split())))
-    return f": {words[:100]}" if words else ""
+    return f": {words[:200]}" if words else ""
