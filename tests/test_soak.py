@@ -180,7 +180,8 @@ class TestSoak:
     def test_every_call_ends_in_a_success_or_a_named_error(self, soak: Soak) -> None:
         """Any other error would have ended the soak."""
         assert len(soak.outcomes) == CALLS * 4 // 5 + CALLS // 5
-        assert soak.outcomes.count("") > len(soak.outcomes) / 2
+        made = [outcome for outcome in soak.outcomes if outcome != "CircuitOpenError"]
+        assert made.count("") > len(made) / 2
 
     def test_every_class_of_error_occurred(self, soak: Soak) -> None:
         assert len({error_for(outcome) for outcome in soak.server_outcomes}) == 16
