@@ -184,7 +184,7 @@ class _Answer(NamedTuple):
 def _read(completion: Any) -> _Answer:
     if hasattr(completion, "choices"):  # of an SDK
         choice = (completion.choices or [None])[0]
-        message = getattr(choice, "message", None)  # some gateways send none
+        message = getattr(choice, "message", None)  # some gateways send a choice without it
     elif hasattr(completion, "content"):  # of our client
         choice = message = completion
     else:

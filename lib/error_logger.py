@@ -364,7 +364,7 @@ MAX_CONTAINERS = 1000  # in one record
 CONTAINERS = (Mapping, list, tuple, set, frozenset)
 
 _to_json = json.JSONEncoder(default=str).encode  # an object becomes text
-_from_json = json.JSONDecoder(parse_constant=str).decode  # and so does NaN
+_from_json = json.JSONDecoder(parse_constant=str).decode  # NaN becomes text, too
 _to_strict_json = json.JSONEncoder(allow_nan=False).encode
 
 

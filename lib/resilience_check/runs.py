@@ -70,7 +70,7 @@ class Runner:
                     has_begun = threading.Event()
                     running.append(pool.submit(self._run, faults, has_begun))
                     while not has_begun.wait(0.1):
-                        pass  # in steps, because a Ctrl-C may not end a wait
+                        pass  # in steps: a Ctrl-C may be noticed only when a wait ends
                 while futures.wait(running, 0.1).not_done:
                     pass
                 return [each.result() for each in running]

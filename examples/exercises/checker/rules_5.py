@@ -136,8 +136,8 @@ def simulate_calls(solution: Any, server: type[Server], until: float) -> Traffic
 
 
 @functools.lru_cache(maxsize=1)
-def storm(solution: Any) -> Traffic:
-    """Simulate the storm, once for the rules that look at it."""
+def spike_of(solution: Any) -> Traffic:
+    """Simulate the spike of load, once for the rules that look at it."""
     return simulate_calls(solution, Server, until=END)
 
 
@@ -292,7 +292,7 @@ def most_within(seconds: float, moments: list[float]) -> int:
     needs=(burst_is_limited,),
 )
 def goodput(solution: Any) -> str | None:
-    rate = storm(solution).success_rate()
+    rate = spike_of(solution).success_rate()
     return None if rate >= 0.85 else f"{at_most(rate)} of all calls succeeded"
 
 
@@ -303,7 +303,7 @@ def goodput(solution: Any) -> str | None:
     needs=(goodput,),
 )
 def recovery(solution: Any) -> str | None:
-    rate = storm(solution).success_rate(60)
+    rate = spike_of(solution).success_rate(60)
     return None if rate >= 0.95 else f"{at_most(rate)} of the calls from 60 s on succeeded"
 
 
